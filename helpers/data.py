@@ -1,0 +1,319 @@
+"""CIFAR-10 and handwritten digits as whole uint8 tensors, with batches and augmentation on the device.
+
+A data set this small fits in memory as one tensor (150 MB for CIFAR-10), so there is no DataLoader and
+there are no worker processes: a batch is an index into that tensor, and augmentation is arithmetic on
+the index, done for the whole batch at once on whatever device the model is on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helpers import checks
+
+HOME = Path(__file__).resolve().parent.parent
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SPLIT_SEED = 0  # one split for ever: a model trained by anyone has never seen anyone's validation pictures
+
+
+class DataError(RuntimeError):
+    """A data set's files are missing, truncated or altered; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures, their labels, and what a model must know to read them.
+
+    Attributes:
+        images: uint8, N x 3 x 32 x 32.
+        labels: int64, N.
+        mean: per channel, of pictures scaled to [0, 1].
+        std: per channel, likewise.
+        mirror: whether a picture means the same seen in a mirror (a cat does, a handwritten 2 does not).
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mirror: bool = True
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
+    def take(self, index: Tensor | slice) -> Split:
+        """Return the pictures at ``index`` as a Split of their own."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split with its tensors on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three splits.
+
+    Attributes:
+        name: "cifar10" or "digits".
+        classes: the class names; the label is the index.
+        mean: per channel, of training pictures scaled to [0, 1].
+        std: per channel, likewise.
+        train: what weights are fitted on.
+        validation: what every choice (epoch, rank, sparsity, temperature) is made on.
+        test: touched once, at the end.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train: Split = field(repr=False)
+    validation: Split = field(repr=False)
+    test: Split = field(repr=False)
+
+    def __str__(self) -> str:
+        """Return one line: the name and the size of each split."""
+        return (
+            f"{self.name}: {len(self.train):,} training, {len(self.validation):,} validation and "
+            f"{len(self.test):,} test pictures of {len(self.classes)} classes"
+        )
+
+
+def load_data(name: str = "auto", root: str | os.PathLike | None = None, train_limit: int | None = None, seed: int = 0) -> Data:
+    """Load a data set as tensors.
+
+    Args:
+        name: "cifar10" (50,000 + 10,000 colour pictures, Krizhevsky 2009), "digits" (scikit-learn's 1,797
+            handwritten digits, inside that package) or "auto": CIFAR-10 where it is on disk or can be
+            downloaded, digits elsewhere.
+        root: the folder that holds, or will hold, ``cifar-10-batches-py``. Default: the environment variable
+            ``CIFAR10_ROOT``, else ``data/`` of this project.
+        train_limit: keep only this many training pictures, drawn stratified by class. Default: all.
+        seed: which pictures ``train_limit`` draws. The three splits themselves never change.
+
+    Returns:
+        Data: CIFAR-10 as 45,000 / 5,000 / 10,000, digits as 1,297 / 200 / 300; stratified by class.
+
+    Raises:
+        ValueError: an unknown name, or a train_limit out of range.
+        DataError: CIFAR-10's files are damaged, or absent and out of reach.
+    """
+    checks.choice("name", name, ("auto", "cifar10", "digits"))
+    checks.integer("seed", seed, 0)
+    root = Path(root) if root is not None else Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
+    if name == "auto":
+        name = _choose(root)
+    data = _digits() if name == "digits" else _cifar10(root)
+    if train_limit is not None:
+        checks.integer("train_limit", train_limit, len(data.classes), len(data.train))
+        keep, _ = _stratified(data.train.labels, train_limit, seed)
+        data = replace(data, train=data.train.take(keep))
+    return data
+
+
+def normalize(images: Tensor, source: Split | Data) -> Tensor:
+    """Scale uint8 pictures to [0, 1], then to zero mean and unit variance per channel.
+
+    Args:
+        images: uint8, N x 3 x H x W.
+        source: whose mean and std to use.
+
+    Returns:
+        float32, N x 3 x H x W, channels last.
+    """
+    mean = torch.tensor(source.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(source.std, device=images.device).view(1, 3, 1, 1)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def augment(images: Tensor, generator: torch.Generator, *, shift: int = 4, mirror: bool = True) -> Tensor:
+    """Shift every picture of a batch by its own random amount, and mirror every second one on average.
+
+    The same as padding by ``shift`` with the reflected border and cropping at random, but written as an
+    index: output pixel (y, x) is read from (y + dy, x + dx), reflected at the border.
+
+    Args:
+        images: N x C x H x W, any type.
+        generator: on the same device as ``images``; the same state gives the same pictures.
+        shift: the largest shift, in pixels, in either direction; less than H and W.
+        mirror: whether to mirror.
+
+    Returns:
+        A new tensor of the same shape and type.
+    """
+    count, channels, height, width = images.shape
+    checks.integer("shift", shift, 0, min(height, width) - 1)
+    device = images.device
+
+    def positions(size: int) -> Tensor:
+        offset = torch.randint(-shift, shift + 1, (count, 1), generator=generator, device=device)
+        position = (torch.arange(size, device=device) + offset).abs()
+        return size - 1 - (size - 1 - position).abs()
+
+    rows, columns = positions(height), positions(width)
+    if mirror:
+        flip = torch.rand(count, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(flip, columns.flip(1), columns)
+    flat = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    return images.reshape(count, channels, -1).gather(2, flat).view(images.shape)
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    augmented: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch of (images, labels), ready for a model.
+
+    Args:
+        split: what to read.
+        batch_size: pictures in a batch; the last one may be smaller unless shuffled.
+        generator: shuffles, and drops the last incomplete batch (so that every step weighs the same).
+            None: in order, all of it.
+        augmented: random shift and mirroring; needs ``generator``.
+        rank: which of ``world`` equal shares of each batch to yield (one process each in distributed training).
+        world: number of processes.
+
+    Yields:
+        images: float32, normalised, B x 3 x 32 x 32, channels last. labels: int64, B.
+    """
+    device = split.labels.device
+    if generator is None:
+        order, total = torch.arange(len(split), device=device), len(split)
+    else:
+        order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
+        batch_size = min(batch_size, len(split))
+        total = len(split) // batch_size * batch_size
+    for start in range(0, total, batch_size):
+        index = order[start : start + batch_size]
+        images = split.images[index]
+        if augmented:
+            images = augment(images, generator, mirror=split.mirror)
+        yield normalize(images[rank::world], split), split.labels[index[rank::world]]
+
+
+# -- where the pictures come from ------------------------------------------------------------------------------------
+
+
+def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split 0..N-1 into ``count`` indices with the classes in proportion, and the rest; both sorted."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    position = torch.empty(len(labels), dtype=torch.float64)  # how far into its class each picture comes, in (0, 1)
+    for label in labels.unique():
+        own = shuffled[labels[shuffled] == label]
+        position[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
+    order = position.argsort(stable=True)
+    return order[:count].sort().values, order[count:].sort().values
+
+
+def _choose(root: Path) -> str:
+    if (root / CIFAR10_FOLDER).exists() or _reachable(CIFAR10_URL):
+        return "cifar10"
+    print(f"CIFAR-10 is neither in {root} nor reachable: using scikit-learn's digits instead.")
+    return "digits"
+
+
+def _reachable(url: str, seconds: float = 5.0) -> bool:
+    """Whether ``url`` answers within ``seconds``, name look-up included."""
+    answer: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answer.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answer)
+
+
+def _cifar10(root: Path) -> Data:
+    from torchvision.datasets import CIFAR10
+
+    folder = root / CIFAR10_FOLDER
+    if folder.exists():
+        _verify(folder, CIFAR10)
+    else:
+        _download(root, CIFAR10)
+    images, labels = [], []
+    for train in (True, False):
+        dataset = CIFAR10(root, train=train)
+        images.append(torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))))
+        labels.append(torch.tensor(dataset.targets))
+    held_out, rest = _stratified(labels[0], 5_000, SPLIT_SEED)
+    full, test = (Split(i, n, CIFAR10_MEAN, CIFAR10_STD) for i, n in zip(images, labels, strict=True))
+    return Data("cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, full.take(rest), full.take(held_out), test)
+
+
+def _verify(folder: Path, dataset: type) -> None:
+    """Check every file against the MD5 that torchvision lists; name the first that is off."""
+    way_out = f"delete the folder {folder} and load again: it is downloaded anew"
+    for name, md5 in [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]:
+        path = folder / name
+        try:
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: an interrupted download? Way out: {way_out}.") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}). Way out: {way_out}.") from error
+        if found != md5:
+            size = path.stat().st_size
+            raise DataError(f"{path} ({size:,} bytes) is truncated or altered: MD5 {found}, published {md5}. Way out: {way_out}.")
+
+
+def _download(root: Path, dataset: type) -> None:
+    """Fetch CIFAR-10 into a temporary folder, then move it into place whole."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not _reachable(CIFAR10_URL):
+            raise OSError("no answer within 5 seconds")
+        with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as part:
+            dataset(part, download=True)
+            (Path(part) / CIFAR10_FOLDER).rename(root / CIFAR10_FOLDER)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error}). Way out: unpack that "
+            f'archive in {root}, or set CIFAR10_ROOT to a folder that holds it, or use load_data("digits").'
+        ) from error
+
+
+def _digits() -> Data:
+    """scikit-learn's copy of the UCI optical digits (8 x 8, 17 grey levels), enlarged to 3 x 32 x 32."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
+    images = images.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(digits.target).long()
+    test, rest = _stratified(labels, 300, SPLIT_SEED)
+    held_out, train = _stratified(labels[rest], 200, SPLIT_SEED)
+    pixels = images[rest[train]].float() / 255
+    mean, std = (pixels.mean().item(),) * 3, (pixels.std().item(),) * 3
+    full = Split(images, labels, mean, std, mirror=False)
+    names = tuple(str(digit) for digit in digits.target_names)
+    return Data("digits", names, mean, std, full.take(rest[train]), full.take(rest[held_out]), full.take(test))

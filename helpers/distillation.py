@@ -1,0 +1,134 @@
+"""Knowledge distillation: the technique that changes the loss, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers import checks
+
+
+def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return softmax(logits / temperature): the soft targets of Hinton 2015, eq. 1.
+
+    Args:
+        logits: any shape, classes last.
+        temperature: above 0; 1 is the ordinary softmax, larger is flatter.
+
+    Returns:
+        Probabilities of the same shape, float32 or better.
+
+    Raises:
+        ValueError: ``temperature`` is not a finite number above 0.
+    """
+    temperature = checks.number("temperature", temperature, 0, open_low=True)
+    return F.softmax(_at_least_float32(logits) / temperature, dim=-1)
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0, alpha: float = 0.9) -> Tensor:
+    """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy(student, labels).
+
+    The mean over the batch of Hinton 2015, section 2. The gradient of the soft term shrinks as 1 / T^2, so T^2 keeps
+    the balance that alpha asks for at every temperature.
+
+    Args:
+        student_logits: B x C.
+        teacher_logits: B x C; no gradient flows into them.
+        labels: int64, B.
+        temperature: above 0.
+        alpha: weight of the soft term, in [0, 1]; 0 is ordinary training.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ValueError: the shapes do not match, or an argument is out of range.
+    """
+    temperature = checks.number("temperature", temperature, 0, open_low=True)
+    alpha = checks.number("alpha", alpha, 0, 1)
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            "student_logits and teacher_logits must both be batch x classes with the same number of classes, "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+    if labels.shape != student_logits.shape[:1]:
+        raise ValueError(f"labels must be one class index for each of {len(student_logits)} pictures, got shape {tuple(labels.shape)}")
+    student, teacher = _at_least_float32(student_logits), _at_least_float32(teacher_logits.detach())
+    soft = F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
+
+
+class DistillationLoss(nn.Module):
+    """The loss that makes ``fit`` distil: ``fit(student, data, epochs=..., loss=DistillationLoss(teacher))``.
+
+    The teacher sees exactly the pictures the student sees, shifts and mirroring included (Beyer 2022, section 3.1:
+    consistent teaching). It is frozen, stays in eval mode and builds no graph.
+
+    Args:
+        teacher: maps images to logits over the student's classes. Its parameters are frozen in place.
+        temperature: T, above 0.
+        alpha: weight of the soft term, in [0, 1].
+
+    Raises:
+        TypeError: ``teacher`` is not a module.
+        ValueError: ``temperature`` or ``alpha`` is out of range.
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float = 4.0, alpha: float = 0.9) -> None:
+        super().__init__()
+        self.teacher = checks.instance("teacher", teacher, nn.Module).eval().requires_grad_(False)
+        self.temperature = checks.number("temperature", temperature, 0, open_low=True)
+        self.alpha = checks.number("alpha", alpha, 0, 1)
+
+    def train(self, mode: bool = True) -> DistillationLoss:
+        """Set the mode of the loss; the teacher stays in eval mode whatever happens."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of a batch: student_logits B x C, images B x 3 x H x W, labels B."""
+        with torch.no_grad():
+            teacher_logits = self.teacher(images)
+        return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
+
+
+def temperature_effect(logits: Tensor, temperature: float) -> dict[str, float | Tensor]:
+    """What a temperature does to one picture's logits: the plain function under notebook 01's slider.
+
+    Args:
+        logits: C, of one picture.
+        temperature: above 0.
+
+    Returns:
+        probabilities: C. entropy: in bits, from 0 to log2(C). gradient_scale: the share of the soft term's gradient
+        (norm, with respect to the student's logits, for a student that knows nothing) left at this temperature,
+        relative to T = 1, without the factor T^2. scaled_gradient: the same with the factor T^2.
+
+    Raises:
+        ValueError: ``logits`` is not a vector of at least two, or ``temperature`` is not above 0.
+    """
+    if logits.ndim != 1 or len(logits) < 2:
+        raise ValueError(f"logits must be a vector of at least two, got shape {tuple(logits.shape)}")
+    probabilities = soften(logits, temperature)
+    uniform = 1 / len(logits)
+    entropy = -(probabilities * probabilities.clamp_min(1e-30).log2()).sum()
+    gradient = (probabilities - uniform).norm() / temperature
+    reference = (soften(logits, 1.0) - uniform).norm().clamp_min(1e-12)
+    scale = float(gradient / reference)
+    return {
+        "probabilities": probabilities,
+        "entropy": float(entropy),
+        "gradient_scale": scale,
+        "scaled_gradient": scale * temperature**2,
+    }
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,97 @@
+"""Rows of data/results/*.csv: each says what was run, where, when, with which versions, and is never half-written."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import fcntl
+import io
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from helpers import checks
+from helpers.data import HOME
+
+RESULTS = HOME / "data" / "results"
+CHECKPOINTS = HOME / "data" / "checkpoints"
+
+
+def provenance(seed: int | None = None, device: str | torch.device = "cpu") -> dict[str, str]:
+    """Return the columns that every published row ends with: command, commit, device, threads, seed, date, versions."""
+    command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
+    return {
+        "command": shlex.join(command),
+        "commit": COMMIT,
+        "device": describe_device(device),
+        "threads": str(torch.get_num_threads()),
+        "seed": "" if seed is None else str(seed),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "versions": f"python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}",
+    }
+
+
+def describe_device(device: str | torch.device = "cpu") -> str:
+    """Name the processor that ``device`` stands for."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def append(name: str, row: dict) -> Path:
+    """Add a row to data/results/``name``.csv; new columns are added, nothing is lost, two writers wait for each other.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: the folder cannot be written; the file stays as it was.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with (RESULTS / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        rows.append({key: value for key, value in row.items()})
+        columns = list(dict.fromkeys(key for one in rows for key in one))
+        with checks.atomic_path(path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def read(name: str) -> pd.DataFrame:
+    """Read data/results/``name``.csv.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how it is made.
+    """
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: python -m helpers.benchmark {name} writes it")
+    return pd.read_csv(path)
+
+
+def _commit() -> str:
+    """Return the checked-out commit, with a + if helpers have changed since."""
+    try:
+        git = ["git", "-C", str(HOME)]
+        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "helpers"], capture_output=True, text=True, check=True).stdout.strip()
+        return commit + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+COMMIT = _commit()  # of the code that was loaded, not of whatever is checked out hours later
