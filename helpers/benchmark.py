@@ -6,7 +6,6 @@ Each row of data/results/ comes from here. A finished row is not run again; a ki
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 

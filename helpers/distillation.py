@@ -26,7 +26,9 @@ def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return F.softmax(_at_least_float32(logits) / temperature, dim=-1)
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0, alpha: float = 0.9) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0, alpha: float = 0.9
+) -> Tensor:
     """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy(student, labels).
 
     The mean over the batch of Hinton 2015, section 2. The gradient of the soft term shrinks as 1 / T^2, so T^2 keeps
@@ -54,14 +56,17 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Te
         )
     if labels.shape != student_logits.shape[:1]:
         raise ValueError(f"labels must be one class index for each of {len(student_logits)} pictures, got shape {tuple(labels.shape)}")
-    student, teacher = _at_least_float32(student_logits), _at_least_float32(teacher_logits.detach())
+    # In float64: at a high temperature KL is a small difference of nearly equal numbers, which T^2 then magnifies.
+    precise = torch.float32 if student_logits.device.type == "mps" else torch.float64
+    student, teacher = student_logits.to(precise), teacher_logits.detach().to(precise)
     soft = F.kl_div(
         F.log_softmax(student / temperature, dim=1),
         F.log_softmax(teacher / temperature, dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    return alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
+    loss = alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
+    return loss.to(_at_least_float32(student_logits).dtype)
 
 
 class DistillationLoss(nn.Module):

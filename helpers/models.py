@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -93,7 +94,7 @@ def _residual_convnet(widths: Sequence[int]) -> Callable[[int], nn.Module]:
 
     def build(num_classes: int) -> nn.Module:
         layers = _conv(3, widths[0])
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [*_conv(inputs, outputs, stride=2), ResidualBlock(outputs)]
         return ConvNet(nn.Sequential(*layers), widths[-1], num_classes)
 
@@ -147,6 +148,14 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
     Raises:
         ValueError: an unknown name, or a number out of range.
     """
+    model = _blank(name, num_classes, width)
+    model.to_empty(device="cpu")
+    _initialize(model)
+    return model
+
+
+def _blank(name: str, num_classes: int, width: float) -> nn.Module:
+    """Build the architecture on the meta device: shapes, but no weights and no memory yet."""
     checks.choice("name", name, MODELS)
     checks.integer("num_classes", num_classes, 1, 1_000_000)
     width = checks.number("width", width, 0, 16, open_low=True)
@@ -154,8 +163,6 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
         model = MODELS[name](num_classes)
     if width != 1:
         _scale(model, width, num_classes)
-    model.to_empty(device="cpu")
-    _initialize(model)
     model.recipe = {"name": name, "num_classes": num_classes, "width": width}
     return model
 
@@ -277,10 +284,8 @@ def load(path: str | os.PathLike) -> nn.Module:
         recipe = json.loads(metadata["recipe"])
         layers = recipe.pop("layers")
         parameters = sum(tensor.numel() for tensor in tensors.values())
+        model = _blank(**recipe)
         with torch.device("meta"):
-            model = MODELS[recipe["name"]](recipe["num_classes"])
-            if recipe["width"] != 1:
-                _scale(model, recipe["width"], recipe["num_classes"])
             _reshape(model, layers)
         if sum(tensor.numel() for tensor in model.state_dict().values()) != parameters:
             raise ValueError("the recipe does not describe the weights")
@@ -288,7 +293,6 @@ def load(path: str | os.PathLike) -> nn.Module:
         model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} has a recipe this version cannot follow ({error}). {_WAY_OUT}") from error
-    model.recipe = recipe
     return model.eval()
 
 
@@ -303,7 +307,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()  # safe_open cannot be iterated
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. {_WAY_OUT}") from None
     except (SafetensorError, OSError, ValueError) as error:

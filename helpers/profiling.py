@@ -95,7 +95,9 @@ def file_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
         return models.save(model, Path(folder) / "model.safetensors", dtype).stat().st_size
 
 
-def measure_latency(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, threads: int | None = None, repeats: int = 50) -> dict:
+def measure_latency(
+    model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, threads: int | None = None, repeats: int = 50
+) -> dict:
     """Time the forward pass with torch.utils.benchmark, in eval mode, after a warm-up.
 
     Args:
@@ -144,7 +146,14 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -
     return resident + peak
 
 
-def summarize(model: nn.Module, data: Data | Split | None = None, *, input_shape: Sequence[int] = (1, 3, 32, 32), threads: int | None = None, repeats: int = 50) -> dict:
+def summarize(
+    model: nn.Module,
+    data: Data | Split | None = None,
+    *,
+    input_shape: Sequence[int] = (1, 3, 32, 32),
+    threads: int | None = None,
+    repeats: int = 50,
+) -> dict:
     """Everything one network costs, as a flat dict.
 
     Args:

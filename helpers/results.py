@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import fcntl
 import io
 import os
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from helpers import checks
 from helpers.data import HOME
@@ -43,7 +43,9 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    )
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 
@@ -59,10 +61,9 @@ def append(name: str, row: dict) -> Path:
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    with (RESULTS / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(RESULTS / f".{name}.lock"):
         rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-        rows.append({key: value for key, value in row.items()})
+        rows.append(dict(row))
         columns = list(dict.fromkeys(key for one in rows for key in one))
         with checks.atomic_path(path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -88,7 +89,9 @@ def _commit() -> str:
     try:
         git = ["git", "-C", str(HOME)]
         commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "helpers"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "helpers"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

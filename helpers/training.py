@@ -262,7 +262,7 @@ class Accuracy:
         return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
     def __str__(self) -> str:
-        """Return for example ``94.2% (9,421 of 10,000; 93.7 to 94.6)``."""
+        """Return for example ``94.2% (9,421 of 10,000; 93.7 to 94.7)``."""
         low, high = self.interval
         return f"{float(self):.1%} ({self.correct:,} of {self.total:,}; {100 * low:.1f} to {100 * high:.1f})"
 

@@ -1,0 +1,35 @@
+# make lab    open the series in JupyterLab
+# make test   every test: lint, helpers, then the notebooks on digits and, where it is on disk, on CIFAR-10
+# make run    execute the whole series without a browser, into build/notebooks/
+# make notebooks   execute the series and write the outputs back into notebooks/ and figures/ (for maintainers)
+
+PYTHON ?= python3
+VENV ?= .venv
+LAB_ARGS ?=
+READY := $(VENV)/.ready
+export JUPYTER_PREFER_ENV_PATH = 1
+
+.PHONY: lab test run notebooks lint
+
+lab: $(READY)
+	$(VENV)/bin/jupyter lab notebooks/00_start_here.ipynb $(LAB_ARGS)
+
+test: $(READY)
+	$(VENV)/bin/python -m helpers.series test
+
+run: $(READY)
+	$(VENV)/bin/python -m helpers.series run
+
+notebooks: $(READY)
+	$(VENV)/bin/python -m helpers.series write
+
+lint: $(READY)
+	$(VENV)/bin/ruff check helpers tests notebooks
+	$(VENV)/bin/ruff format --check helpers tests
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo "venv is missing: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

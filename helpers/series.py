@@ -1,0 +1,187 @@
+"""The series as a whole: what a notebook's set-up cell calls, and ``python -m helpers.series run | write | test``.
+
+run      executes every notebook into build/notebooks/ and ends with a table.
+write    the same, then puts the outputs back into notebooks/ (for maintainers).
+test     ruff, pytest, and nbval over the notebooks: on digits always, on CIFAR-10 where it is on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from helpers import checks, models
+from helpers.data import CIFAR10_FOLDER, HOME, Data, load_data
+from helpers.training import fit
+
+T = TypeVar("T")
+NOTEBOOKS = HOME / "notebooks"
+BUILD = HOME / "build"
+TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What every notebook starts from.
+
+    Attributes:
+        budget: "quick" (a laptop, minutes) or "full" (a GPU, the published numbers).
+        data: CIFAR-10, or digits where it cannot be had.
+    """
+
+    budget: str
+    data: Data
+
+    def pick(self, *, digits: T, quick: T, full: T) -> T:
+        """Return the value for this data set and budget; digits is the same in both."""
+        return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
+
+    def teacher(self) -> nn.Module:
+        """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
+
+        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once: the next call finds it in build/.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        if self.data.name == "cifar10":
+            return models.load(TEACHER)
+        torch.manual_seed(0)
+        model = models.build("vgg19", width=0.125)
+        fit(model, self.data, epochs=20, lr=0.1, batch_size=64, checkpoint=BUILD / "vgg19_digits.safetensors", progress=False)
+        return model.cpu().eval()
+
+
+def open_lesson(budget: str = "quick") -> Lesson:
+    """Set a notebook up: seed, figures, data; print what it will run on.
+
+    Args:
+        budget: "quick" or "full"; the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set.
+
+    Raises:
+        ValueError: neither quick nor full.
+    """
+    from helpers import plotting
+
+    budget = checks.choice("budget", os.environ.get("NNC_BUDGET") or budget, ("quick", "full"))
+    torch.manual_seed(0)
+    plotting.theme()
+    lesson = Lesson(budget, load_data(os.environ.get("NNC_DATA") or "auto"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{lesson.data}\nbudget {budget}, on {device}")
+    return lesson
+
+
+# -- running all of it -----------------------------------------------------------------------------------------------
+
+
+def notebooks() -> list[Path]:
+    """Return the notebooks in reading order, the solutions after the lessons."""
+    return [*sorted(NOTEBOOKS.glob("*.ipynb")), *sorted(NOTEBOOKS.glob("solutions/*.ipynb"))]
+
+
+def run(budget: str | None = None, only: str = "", *, write: bool = False) -> int:
+    """Execute the notebooks whose name contains ``only``; return how many failed.
+
+    Args:
+        budget: as in ``open_lesson``. Default: what the notebooks say.
+        only: part of a file name.
+        write: put the executed notebooks, tidied, in the place of the originals if all went well.
+    """
+    import papermill
+
+    table, failures = [], 0
+    chosen = [path for path in notebooks() if only in path.name]
+    for number, path in enumerate(chosen, 1):
+        target = BUILD / "notebooks" / path.relative_to(NOTEBOOKS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"[{number}/{len(chosen)}] {path.relative_to(HOME)} ...", end=" ", flush=True)
+        started, verdict = time.perf_counter(), "ok"
+        try:
+            parameters = {"budget": budget} if budget else {}
+            papermill.execute_notebook(
+                path, target, parameters, cwd=path.parent, progress_bar=False, log_output=False, kernel_name="python3"
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            verdict, failures = f"{error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}", failures + 1
+        minutes = (time.perf_counter() - started) / 60
+        print(f"{minutes:.1f} min, {verdict}", flush=True)
+        table.append((path.name, minutes, verdict))
+        if write and verdict == "ok":
+            _write_back(target, path)
+    print(f"\n{'notebook':<40}{'minutes':>8}  verdict")
+    for name, minutes, verdict in table:
+        print(f"{name:<40}{minutes:>8.1f}  {verdict}")
+    return failures
+
+
+def _write_back(executed: Path, path: Path) -> None:
+    """Keep an executed notebook, without what only its own run meant: progress bars, widget state, papermill's notes."""
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+    with checks.atomic_path(path) as part:
+        nbformat.write(notebook, part)
+
+
+def _is_noise(output: dict) -> bool:
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {}) or output.get("name") == "stderr"
+
+
+def test() -> int:
+    """Run every test; return how many of its parts failed, after a list of what was skipped."""
+    python = [sys.executable, "-m"]
+    nbval = [*python, "pytest", "-q", "--nbval-lax", str(NOTEBOOKS)]
+    root = Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
+    parts = {
+        "ruff check": [*python, "ruff", "check", "helpers", "tests", "notebooks"],
+        "ruff format": [*python, "ruff", "format", "--check", "helpers", "tests"],
+        "helpers": [*python, "pytest", "-q", "tests"],
+        "notebooks on digits": nbval,
+        "notebooks on cifar10": nbval,
+    }
+    verdicts = {}
+    for name, command in parts.items():
+        _, on, data = name.partition(" on ")
+        if data == "cifar10" and not (root / CIFAR10_FOLDER).exists():
+            verdicts[name] = f"skipped: {root / CIFAR10_FOLDER} is not there; make run fetches it where there is a network"
+            continue
+        print(f"\n== {name}", flush=True)
+        started = time.perf_counter()
+        environment = {**os.environ, "NNC_BUDGET": "quick", **({"NNC_DATA": data} if on else {})}
+        failed = subprocess.run(command, cwd=HOME, env=environment).returncode
+        verdicts[name] = f"{'FAILED' if failed else 'passed'} in {(time.perf_counter() - started) / 60:.1f} min"
+    print("\n" + "\n".join(f"{name:<24}{verdict}" for name, verdict in verdicts.items()))
+    return sum(verdict.startswith("FAILED") for verdict in verdicts.values())
+
+
+def main() -> None:
+    """Parse the command line; the exit status says whether anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("run", "write", "test"))
+    parser.add_argument("--budget", choices=("quick", "full"))
+    parser.add_argument("--only", default="", help="part of a notebook's name")
+    arguments = parser.parse_args()
+    failures = test() if arguments.what == "test" else run(arguments.budget, arguments.only, write=arguments.what == "write")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.data import CIFAR10_FOLDER, HOME, load_data
+
+CIFAR10 = Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    if not (CIFAR10 / CIFAR10_FOLDER).exists():
+        pytest.skip(f"CIFAR-10 is not in {CIFAR10}: load_data('cifar10') downloads it there")
+    return load_data("cifar10", root=CIFAR10)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
+    if reasons:
+        terminalreporter.section("skipped, and how to get it")
+        for reason in reasons:
+            terminalreporter.line(f"- {reason}")

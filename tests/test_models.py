@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers import models
+from helpers.models import CheckpointError
+from helpers.profiling import count_macs, count_parameters
+
+# Parameters counted by hand or published: VGG-19 with batch normalisation and a 512 x 10 classifier; ResNets of
+# torchvision with a 3 x 3 stem and 10 classes.
+PARAMETERS = {
+    "vgg11": 9_231_114, "vgg13": 9_416_010, "vgg16": 14_728_266, "vgg19": 20_040_522,
+    "resnet18": 11_173_962, "resnet34": 21_282_122, "resnet50": 23_520_842,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_builds_runs_and_comes_back(name, tmp_path):
+    model = models.build(name, width=0.1) if name == "vgg19_imagenet" else models.build(name)
+    images = torch.randn(2, 3, 32, 32)
+    expected = model.eval()(images)
+    assert expected.shape == (2, 10)
+    back = models.load(models.save(model, tmp_path / "model.safetensors"))
+    assert torch.equal(back(images), expected)
+    assert back.recipe == model.recipe
+    assert count_parameters(model) == PARAMETERS.get(name, count_parameters(model))
+
+
+def test_small_models_are_the_promised_share_of_vgg19():
+    share = {name: count_parameters(models.build(name)) / PARAMETERS["vgg19"] for name in ("small_convnet", "tiny_convnet")}
+    assert share["small_convnet"] == pytest.approx(0.10, abs=0.005)
+    assert share["tiny_convnet"] == pytest.approx(0.05, abs=0.005)
+    assert count_parameters(models.build("mobilenet_student")) < 270_000
+
+
+def test_the_548_mib_model_is_torchvisions_own():
+    with torch.device("meta"):
+        reference = torchvision.models.vgg19()
+        mine = models.MODELS["vgg19_imagenet"](1000)
+    assert count_parameters(mine) == count_parameters(reference) == 143_667_240
+    assert pytest.approx(548.05, abs=0.01) == 143_667_240 * 4 / 2**20
+    assert [k for k in mine.state_dict()] == [k for k in reference.state_dict()]
+
+
+def test_width_scales_every_layer():
+    half = models.build("vgg19", width=0.5)
+    assert count_macs(half) == pytest.approx(count_macs(models.build("vgg19")) / 4, rel=0.02)
+    assert half.classifier.in_features == 256
+    assert models.build("resnet50", width=0.25)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert models.build("tiny_convnet", num_classes=3, width=0.001)(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_initialisation_is_kaiming_fan_out_and_seeded():
+    torch.manual_seed(1)
+    first = models.build("vgg19")
+    torch.manual_seed(1)
+    again = models.build("vgg19")
+    weight = first.features[40].weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not any(p.is_meta for p in first.parameters())
+
+
+def test_compressed_shapes_come_back(tmp_path):
+    model = models.build("tiny_convnet")
+    model.features[3] = nn.Sequential(nn.Conv2d(24, 7, 3, 2, 1, bias=False), nn.Conv2d(7, 48, 1))  # factorized
+    model.features[4] = nn.BatchNorm2d(48)
+    model.classifier = nn.Sequential(nn.Linear(184, 3, bias=False), nn.Linear(3, 10))
+    images = torch.randn(2, 3, 32, 32)
+    expected = model.eval()(images)
+    assert torch.equal(models.load(models.save(model, tmp_path / "m.safetensors"))(images), expected)
+    narrow = models.build("vgg11")  # channels of the first layer removed
+    narrow.features[0], narrow.features[1] = nn.Conv2d(3, 40, 3, padding=1), nn.BatchNorm2d(40)
+    narrow.features[4] = nn.Conv2d(40, 128, 3, padding=1)
+    expected = narrow.eval()(images)
+    assert torch.equal(models.load(models.save(narrow, tmp_path / "n.safetensors"))(images), expected)
+
+
+def test_half_precision_halves_the_file_and_overflow_is_refused(tmp_path):
+    model = models.build("tiny_convnet")
+    whole = models.save(model, tmp_path / "a.safetensors").stat().st_size
+    half = models.save(model, tmp_path / "b.safetensors", torch.float16).stat().st_size
+    assert half == pytest.approx(whole / 2, rel=0.02)
+    assert models.load(tmp_path / "b.safetensors").classifier.weight.dtype == torch.float32
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"classifier\.weight overflows"):
+        models.save(model, tmp_path / "b.safetensors", torch.float16)
+    assert (tmp_path / "b.safetensors").stat().st_size == half
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "vgg12"}, "name must be one of 'vgg11'"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"num_classes": 2.5}, "num_classes"),
+        ({"width": 0}, "width"),
+        ({"width": float("nan")}, "width"),
+        ({"width": "1"}, "width"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        models.build(**{"name": "tiny_convnet", **arguments})
+
+
+def test_save_refuses_what_load_could_not_read(tmp_path):
+    with pytest.raises(TypeError, match="recipe"):
+        models.save(nn.Linear(2, 2), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"\.safetensors"):
+        models.save(models.build("tiny_convnet"), tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return models.save(models.build("tiny_convnet", width=0.2), tmp_path / "model.safetensors")
+
+
+def test_damaged_files_are_refused_by_name(saved):
+    content = saved.read_bytes()
+    for damaged in (
+        content[: len(content) // 2],
+        b"",
+        b"\x80\x02}q\x00.",
+        b"\xff" * 8 + content[8:],
+        bytes([*content[:-9], content[-9] ^ 4, *content[-8:]]),
+    ):
+        saved.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is (truncated|altered).*Way out"):
+            models.load(saved)
+    saved.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
+        models.load(saved)
+
+
+def test_foreign_and_hostile_recipes_are_refused(saved, tmp_path):
+    metadata, tensors = models.read_safetensors(saved)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file(tensors, foreign, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="not a model of this project"):
+        models.load(foreign)
+    recipe = json.loads(metadata["recipe"])
+    for change in (
+        {"name": "__import__"},
+        {"width": 1e9},
+        {"num_classes": 10**15},
+        {"layers": {"classifier": {"type": "Linear", "in_features": 10**9, "out_features": 10**9}}},
+    ):
+        save_file(tensors, foreign, {**metadata, "recipe": json.dumps(recipe | change)})
+        with pytest.raises(CheckpointError, match="recipe this version cannot follow"):
+            models.load(foreign)

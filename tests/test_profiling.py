@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import nn
+
+from helpers import models, profiling
+
+
+def test_macs_and_parameters_worked_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    table = profiling.profile(model)
+    assert list(table["layer"]) == ["0", "1", "2", "3", "4", "5"]
+    assert list(table["macs"]) == [3 * 8 * 9 * 32 * 32, 0, 0, 0, 0, 80]
+    assert list(table["parameters"]) == [3 * 8 * 9 + 8, 16, 0, 0, 0, 90]
+    assert table["bytes"].tolist()[1] == 4 * 32 + 8  # scale, shift, mean, variance; and the int64 batch counter
+    assert table["output_shape"][0] == (1, 8, 32, 32)
+    assert profiling.count_macs(model) == 3 * 8 * 9 * 1024 + 80
+    assert profiling.count_macs(model, (4, 3, 16, 16)) == 4 * (3 * 8 * 9 * 256 + 80)
+
+
+def test_vgg19_to_the_unit():
+    model = models.build("vgg19")
+    table = profiling.profile(model)
+    assert table["macs"].sum() == profiling.count_macs(model) == 398_136_320
+    assert table["parameters"].sum() == profiling.count_parameters(model) == 20_040_522
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_student", "tiny_convnet"])
+def test_layers_add_up_to_the_whole(name):
+    model = models.build(name)
+    table = profiling.profile(model)
+    assert table["macs"].sum() == profiling.count_macs(model)
+    assert table["parameters"].sum() == profiling.count_parameters(model)
+
+
+def test_a_layer_used_twice_is_paid_for_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    table = profiling.profile(Twice(), (1, 4))
+    assert list(table["parameters"]) == [20, 0]
+    assert list(table["macs"]) == [16, 16]
+
+
+def test_profiling_leaves_the_model_as_it_was():
+    model = models.build("tiny_convnet", width=0.3).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    table = profiling.profile(model, latency=True, repeats=3)
+    profiling.summarize(model, repeats=3)
+    assert (table["latency_ms"] > 0).all()
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_file_bytes_are_those_of_the_file(tmp_path):
+    model = models.build("tiny_convnet")
+    assert profiling.file_bytes(model) == models.save(model, tmp_path / "m.safetensors").stat().st_size
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert weights < profiling.file_bytes(model) < weights + 16_000
+
+
+def test_latency_says_how_it_was_measured():
+    result = profiling.measure_latency(models.build("tiny_convnet", width=0.2), (2, 3, 32, 32), threads=1, repeats=9)
+    assert result["latency_low_ms"] <= result["latency_ms"] <= result["latency_high_ms"]
+    assert (result["batch"], result["threads"], result["repeats"]) == (2, 1, 9)
+
+
+def test_peak_memory_covers_weights_and_the_largest_activations():
+    model = nn.Sequential(nn.Linear(1000, 1000, bias=False), nn.ReLU(), nn.Linear(1000, 10, bias=False))
+    peak = profiling.peak_memory(model, (64, 1000))
+    weights, images, hidden = 4 * 1_010_000, 4 * 64_000, 4 * 64_000
+    assert weights + images + 2 * hidden <= peak <= weights + images + 3 * hidden
+    assert profiling.peak_memory(models.build("vgg19"), (8, 3, 32, 32)) > profiling.peak_memory(models.build("vgg19"))
+
+
+def test_compare_counts_from_the_baseline(digits):
+    networks = {"large": models.build("tiny_convnet", width=0.5), "small": models.build("tiny_convnet", width=0.1)}
+    table = profiling.compare(networks, digits.validation, repeats=3)
+    assert table.loc["large", "compression"] == table.loc["large", "speedup"] == 1
+    assert table.loc["small", "compression"] == pytest.approx(table.loc["large", "size_mb"] / table.loc["small", "size_mb"])
+    assert (table["total"] == 200).all()
+    assert (table["accuracy"] == 100 * table["correct"] / 200).all()
+    assert table.attrs["batch"] == 1
+    assert profiling.compare(networks, baseline="small", repeats=3).loc["large", "compression"] < 1
+
+
+def test_bad_arguments_are_named():
+    model = models.build("tiny_convnet", width=0.1)
+    with pytest.raises(ValueError, match="input_shape"):
+        profiling.profile(model, (1, 0, 32, 32))
+    with pytest.raises(ValueError, match="networks"):
+        profiling.compare({})
+    with pytest.raises(ValueError, match="baseline must be one of 'a'"):
+        profiling.compare({"a": model}, baseline="b")
+    with pytest.raises(ValueError, match="repeats"):
+        profiling.measure_latency(model, repeats=1)
+    with pytest.raises(TypeError, match="model"):
+        profiling.profile("vgg19")

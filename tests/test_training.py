@@ -1,0 +1,264 @@
+import math
+import random
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import models, training
+from helpers.data import load_data, normalize
+from helpers.models import CheckpointError
+from helpers.training import Accuracy, Callback, evaluate, fit, learning_rate, predict
+
+
+def small():
+    torch.manual_seed(0)
+    return models.build("tiny_convnet", width=0.2)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return load_data("digits", train_limit=256)
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+def test_it_learns_digits(digits):
+    model = small()
+    history = fit(model, digits, epochs=4, batch_size=64, progress=False)
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 2
+    assert float(evaluate(model, digits.test)) > 0.85
+    assert not model.training
+
+
+def test_one_step_is_the_textbooks_nesterov_step(few):
+    """One fp32 batch without augmentation against the update written out (Sutskever 2013, in PyTorch's form)."""
+    model, reference = small(), small()
+    fit(model, few, epochs=1, batch_size=256, lr=0.05, warmup=0, weight_decay=0.01, augment=False, precision="fp32", progress=False)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
+    reference.train().to(memory_format=torch.channels_last)
+    F.cross_entropy(reference(normalize(few.train.images[order], few)), few.train.labels[order]).backward()
+    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        gradient = theirs.grad + (0.01 * theirs if theirs.ndim > 1 else 0)
+        assert torch.allclose(mine, theirs - 0.05 * (gradient + 0.9 * gradient), atol=1e-6), name
+
+
+def test_same_seed_same_bits_other_seed_other_weights(few):
+    runs = []
+    for seed in (3, 3, 4):
+        model = small()
+        fit(model, few, epochs=2, batch_size=64, seed=seed, progress=False)
+        runs.append(model)
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_label_smoothing_and_a_loss_of_ones_own(few):
+    by_option, by_loss = small(), small()
+    fit(by_option, few, epochs=1, batch_size=64, label_smoothing=0.1, progress=False)
+    fit(by_loss, few, epochs=1, batch_size=64, loss=lambda z, x, y: F.cross_entropy(z, y, label_smoothing=0.1), progress=False)
+    assert same(by_option, by_loss)
+
+
+def test_callbacks_see_every_step_and_add_columns(few):
+    class Recorder(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_start(self, run):
+            self.seen.append("start")
+
+        def on_gradients(self, run):
+            assert all(p.grad is not None for p in run.model.parameters())
+            self.seen.append("gradients")
+
+        def on_step(self, run):
+            self.seen.append(run.progress)
+
+        def on_epoch(self, run):
+            return {"steps": float(run.step)}
+
+    recorder = Recorder()
+    history = fit(small(), few, epochs=2, batch_size=64, callbacks=[recorder], progress=False)
+    assert recorder.seen == ["start", *[x for i in range(1, 9) for x in ("gradients", i / 8)]]
+    assert list(history["steps"]) == [4, 8]
+
+
+def test_not_finite_loss_says_at_which_step(few):
+    calls = iter(range(100))
+    with pytest.raises(FloatingPointError, match=r"nan at step 3 of 8 \(epoch 1\).*lower lr"):
+        fit(small(), few, epochs=2, batch_size=64, loss=lambda z, x, y: z.sum() * (math.nan if next(calls) == 2 else 1), progress=False)
+
+
+def test_learning_rate_climbs_then_falls():
+    for schedule in ("cosine", "one_cycle"):
+        values = [learning_rate(p / 100, 0.4, schedule, warmup=0.2) for p in range(101)]
+        assert values[0] == 0
+        assert values[20] == pytest.approx(0.4)
+        assert values[10] == pytest.approx(0.2)
+        assert values[60] == pytest.approx(0.2)  # halfway down, for the line and for the cosine
+        assert values[100] == pytest.approx(0, abs=1e-12)
+        assert values == sorted(values[:21]) + sorted(values[21:], reverse=True)
+    assert learning_rate(-1, 0.4) == learning_rate(0, 0.4)
+    assert learning_rate(2, 0.4) == learning_rate(1, 0.4)
+    assert learning_rate(0, 0.4, warmup=0) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"epochs": 0}, "epochs"), ({"epochs": 1.5}, "epochs"), ({"lr": 0}, "lr"), ({"lr": math.nan}, "lr"), ({"lr": math.inf}, "lr"),
+        ({"batch_size": 0}, "batch_size"), ({"momentum": 1}, "momentum"), ({"weight_decay": -1}, "weight_decay"),
+        ({"label_smoothing": 1}, "label_smoothing"), ({"schedule": "linear"}, "schedule"), ({"warmup": 1}, "warmup"),
+        ({"seed": -1}, "seed"), ({"precision": "fp8"}, "precision"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(few, arguments, name):
+    with pytest.raises((ValueError, TypeError), match=f"^{name} must be"):
+        fit(small(), few, **{"epochs": 1, "progress": False, **arguments})
+
+
+def test_wrong_model_and_data_are_named(few):
+    with pytest.raises(TypeError, match="model must be Module"):
+        fit("vgg19", few, epochs=1)
+    with pytest.raises(TypeError, match="data must be Data"):
+        fit(small(), few.train, epochs=1)
+
+
+# -- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_prints_percent_count_and_interval():
+    accuracy = Accuracy(9421, 10_000)
+    assert str(accuracy) == "94.2% (9,421 of 10,000; 93.7 to 94.7)"
+    assert float(accuracy) == 0.9421
+
+
+def test_wilson_interval_against_values_worked_by_hand():
+    # z^2 = 3.8415; for 8 of 10: centre (0.8 + 0.19207) / 1.38415 = 0.71674, half-width 0.22659.
+    assert Accuracy(8, 10).interval == pytest.approx((0.49015, 0.94333), abs=1e-4)
+    assert Accuracy(0, 5).interval[0] == 0
+    assert Accuracy(5, 5).interval[1] == 1
+    with pytest.raises(ValueError, match="correct must be an integer from 0 to 5"):
+        Accuracy(6, 5)
+
+
+def test_evaluate_counts_what_a_plain_loop_counts(digits):
+    model = small()
+    fit(model, digits, epochs=1, batch_size=64, progress=False)
+    with torch.no_grad():
+        plain = model(normalize(digits.test.images, digits)).argmax(1)
+    model.train()
+    assert evaluate(model, digits.test, batch_size=7, precision="fp32").correct == int((plain == digits.test.labels).sum())
+    assert model.training
+    assert predict(model, digits.test).shape == (300, 10)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+class Stop(Callback):
+    """Interrupts a run at a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, run):
+        if run.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 11])
+def test_an_interrupted_run_ends_with_the_same_bits(few, tmp_path, step):
+    whole = small()
+    expected = fit(whole, few, epochs=3, batch_size=64, progress=False)
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(), few, epochs=3, batch_size=64, checkpoint=path, callbacks=[Stop(step)], progress=False)
+    resumed = models.build("tiny_convnet", width=0.2)
+    history = fit(resumed, few, epochs=3, batch_size=64, checkpoint=path, progress=False)
+    assert same(whole, resumed)
+    assert history["loss"].tolist() == expected["loss"].tolist()
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(small(), few, epochs=1, batch_size=64, checkpoint=path, progress=False)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match=r"belongs to a run with lr 0\.1 \(now 0\.2\)"):
+        fit(small(), few, epochs=1, batch_size=64, lr=0.2, checkpoint=path, progress=False)
+    assert path.read_bytes() == content
+    path.write_bytes(content[:500])
+    with pytest.raises(CheckpointError, match=r"run\.safetensors is truncated"):
+        fit(small(), few, epochs=1, batch_size=64, checkpoint=path, progress=False)
+
+
+def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
+    class Counter(Callback):
+        def __init__(self):
+            self.count = torch.zeros(1)
+
+        def on_step(self, run):
+            self.count += 1
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(), few, epochs=3, batch_size=64, checkpoint=path, callbacks=[Counter(), Stop(9)], progress=False)
+    counter = Counter()
+    fit(small(), few, epochs=3, batch_size=64, checkpoint=path, callbacks=[counter, Stop(0)], progress=False)
+    assert counter.count.item() == 12
+
+
+CHILD = """
+    import sys, torch
+    from helpers import models
+    from helpers.data import load_data
+    from helpers.training import fit
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.2)
+    data = load_data("digits", train_limit=512)
+    print("ready", flush=True)
+    fit(model, data, epochs=12, batch_size=32, checkpoint=sys.argv[1], progress=False)
+    print(models._digest(model.state_dict()), flush=True)
+"""
+
+
+def start(path):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(path)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
+    whole = start(tmp_path / "whole.safetensors").communicate()[0].split()[-1]
+    path, moments = tmp_path / "killed.safetensors", random.Random(0)
+    for _ in range(10):
+        child = start(path)
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(moments.uniform(0, 1.2))
+        child.kill()
+        child.communicate()
+    assert start(path).communicate()[0].split()[-1] == whole
+
+
+def test_bf16_is_found_where_the_processor_has_it():
+    assert isinstance(training.has_bf16(), bool)
+    assert training._autocast(torch.device("cpu"), "fp32")._enabled is False
+    assert training._autocast(torch.device("cpu"), "bf16")._enabled is True
+
+
+def test_a_model_that_cannot_take_the_pictures_says_so(few):
+    with pytest.raises(RuntimeError):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), few, epochs=1, progress=False)
