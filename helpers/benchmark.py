@@ -1,4 +1,4 @@
-"""Regenerate the published numbers: ``python -m helpers.benchmark teacher``, ``distillation``, ``speed``.
+"""Regenerate the published numbers: ``python -m helpers.benchmark teacher | distillation | distillation_grid | speed``.
 
 Each row of data/results/ comes from here. A finished row is not run again; a killed run goes on from its last epoch.
 """
@@ -6,49 +6,138 @@ Each row of data/results/ comes from here. A finished row is not run again; a ki
 from __future__ import annotations
 
 import argparse
+import time
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from helpers import models, results
-from helpers.data import HOME, load_data
+from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, load_data
+from helpers.distillation import DistillationLoss
 from helpers.training import evaluate, fit
 
 WORK = HOME / "build" / "benchmark"  # unfinished runs; ignored by git
+TEACHER = results.CHECKPOINTS / "vgg19.safetensors"
 
 
 def teacher(arguments: argparse.Namespace) -> None:
     """Train VGG-19 on CIFAR-10; write data/checkpoints/vgg19.safetensors (fp16) and vgg19_history.csv beside it."""
     data = load_data("cifar10")
-    path = results.CHECKPOINTS / "vgg19.safetensors"
-    if path.exists():
-        print(f"{path} is there already; delete it to train anew")
+    if TEACHER.exists():
+        print(f"{TEACHER} is there already; delete it to train anew")
         return
-    torch.manual_seed(arguments.seed)
-    model = models.build("vgg19")  # no label smoothing below: it would erase what a student can learn (Mueller 2019)
+    seed = arguments.seeds[0]
     epochs = arguments.epochs or (200 if torch.cuda.is_available() else 30)
-    history = fit(
-        model, data, epochs=epochs, lr=0.1, batch_size=128, schedule="one_cycle", warmup=0.2, seed=arguments.seed,
-        checkpoint=WORK / f"teacher-{epochs}-{arguments.seed}.safetensors",
-    )  # fmt: skip
-    model.cpu()
-    models.save(model, path, torch.float16)
-    history.round(5).to_csv(path.with_name("vgg19_history.csv"), index=False)
-    accuracy = evaluate(models.load(path), data.test)
+    torch.manual_seed(seed)
+    model = models.build("vgg19")  # no label smoothing below: it would erase what a student can learn (Mueller 2019)
+    checkpoint = WORK / f"teacher-{epochs}-{seed}.safetensors"
+    recipe = {"lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
+    history = fit(model, data, epochs=epochs, seed=seed, checkpoint=checkpoint, **recipe)
+    models.save(model, TEACHER, torch.float16)
+    history.round(5).to_csv(TEACHER.with_name("vgg19_history.csv"), index=False)
+    accuracy = evaluate(models.load(TEACHER), data.test)
     row = {"model": "vgg19", "data": data.name, "epochs": epochs, "correct": accuracy.correct, "total": accuracy.total}
-    results.append("teacher", row | {"bytes": path.stat().st_size} | results.provenance(arguments.seed))
+    results.append("teacher", row | {"bytes": TEACHER.stat().st_size} | results.provenance(seed))
     print(f"VGG-19 on the test split: {accuracy}")
+
+
+def distillation(arguments: argparse.Namespace) -> None:
+    """Train the student alone and taught, per seed, from the same start; append rows to data/results/distillation.csv."""
+    for seed in arguments.seeds:
+        data = load_data("cifar10", train_limit=arguments.train_limit, seed=seed)
+        for arm, temperature, alpha in (("alone", 1.0, 0.0), ("taught", 4.0, 0.9)):
+            row = _student_row(arguments, data, temperature, alpha) | {"arm": arm}
+            if results.finished("distillation", row | {"seed": seed}):
+                continue
+            student = _train_student(arguments, data, temperature, alpha, seed)
+            accuracy = evaluate(student, data.test)
+            row |= {"correct": accuracy.correct, "total": accuracy.total}
+            results.append("distillation", row | results.provenance(seed))
+            print(f"seed {seed}, {arm}: {accuracy} of the test split")
+
+
+def distillation_grid(arguments: argparse.Namespace) -> None:
+    """Train one student per temperature and alpha; append validation accuracies to data/results/distillation_grid.csv."""
+    seed = arguments.seeds[0]
+    data = load_data("cifar10", train_limit=arguments.train_limit, seed=seed)
+    for temperature in (1.0, 2.0, 4.0, 8.0):
+        for alpha in (0.1, 0.5, 0.9):
+            row = _student_row(arguments, data, temperature, alpha)
+            if results.finished("distillation_grid", row | {"seed": seed}):
+                continue
+            accuracy = evaluate(_train_student(arguments, data, temperature, alpha, seed), data.validation)
+            row |= {"correct": accuracy.correct, "total": accuracy.total}
+            results.append("distillation_grid", row | results.provenance(seed))
+            print(f"T {temperature:g}, alpha {alpha:g}: {accuracy} of the validation split")
+
+
+def _student_row(arguments: argparse.Namespace, data: Data, temperature: float, alpha: float) -> dict:
+    names = {"student": arguments.student, "teacher": "vgg19", "data": data.name, "train_pictures": len(data.train)}
+    return names | {"epochs": arguments.epochs or 30, "temperature": temperature, "alpha": alpha}
+
+
+def _train_student(arguments: argparse.Namespace, data: Data, temperature: float, alpha: float, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    student = models.build(arguments.student)
+    loss = DistillationLoss(models.load(TEACHER), temperature, alpha) if alpha > 0 else None
+    epochs = arguments.epochs or 30
+    checkpoint = WORK / f"{arguments.student}-{len(data.train)}-{epochs}-T{temperature:g}-a{alpha:g}-{seed}.safetensors"
+    watched = replace(data, validation=data.validation.take(slice(0, 1_000)))  # a glance per epoch; nothing is chosen by it
+    fit(student, watched, epochs=epochs, batch_size=128, loss=loss, seed=seed, checkpoint=checkpoint)
+    return student
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Time fit against the loop of PyTorch's CIFAR-10 tutorial on VGG-19; append to data/results/speed.csv."""
+    batch_size, steps = 256, arguments.epochs or 12
+    data = load_data("cifar10", train_limit=batch_size * steps)
+    data = replace(data, validation=data.validation.take(slice(0, 500)))
+    model = models.build("vgg19")
+    fit(model, replace(data, train=data.train.take(slice(0, 2 * batch_size))), epochs=1, batch_size=batch_size, progress=False)
+    ours = fit(model, data, epochs=1, batch_size=batch_size, progress=False)["images_per_second"][0]
+    plain = _tutorial_loop(batch_size, steps)
+    row = {"model": "vgg19", "batch_size": batch_size, "steps": steps, "fit_images_per_second": round(ours, 1)}
+    row |= {"tutorial_images_per_second": round(plain, 1), "ratio": round(ours / plain, 2)}
+    results.append("speed", row | results.provenance(0))
+    print(f"fit {ours:.1f} images/s, tutorial loop {plain:.1f} images/s: {ours / plain:.2f} times")
+
+
+def _tutorial_loop(batch_size: int, steps: int) -> float:
+    """Images per second of the plain loop: DataLoader with transforms, two workers, fp32, SGD, as in pytorch.org's tutorial."""
+    from torchvision import transforms
+    from torchvision.datasets import CIFAR10
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
+    loader = torch.utils.data.DataLoader(CIFAR10(HOME / "data", transform=transform), batch_size, shuffle=True, num_workers=2)
+    model = models.build("vgg19").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    started, warm_up = 0.0, 2
+    for step, (inputs, labels) in enumerate(loader):
+        if step == warm_up:
+            started = time.perf_counter()
+        if step == warm_up + steps:
+            break
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return batch_size * steps / (time.perf_counter() - started)
+
+
+COMMANDS = {"teacher": teacher, "distillation": distillation, "distillation_grid": distillation_grid, "speed": speed}
 
 
 def main() -> None:
     """Parse the command line and run what it names."""
-    commands = {"teacher": teacher}
-    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__)
-    parser.add_argument("what", choices=commands)
-    parser.add_argument("--epochs", type=int, default=None, help="default: 200 on a GPU, 30 on a CPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("--epochs", type=int, help="default: 30, for the teacher on a GPU 200; for speed: steps, 12")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train-limit", type=int, help="training pictures for the students; default: all")
+    parser.add_argument("--student", default="tiny_convnet", choices=models.MODELS)
     arguments = parser.parse_args()
-    WORK.mkdir(parents=True, exist_ok=True)
-    commands[arguments.what](arguments)
+    COMMANDS[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -156,10 +156,10 @@ def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
 
 
 def costs(table: pd.DataFrame, column: str, label: str) -> Figure:
-    """Draw one bar per network, on a logarithmic scale, with its value; ``column`` of what ``profiling.compare`` gave."""
+    """Draw one bar per network, with its value; ``column`` of what ``profiling.compare`` gave."""
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.36 * len(table)), layout="constrained")
     axes.barh(table.index, table[column], color=BLUE)
-    axes.set(xscale="log", xlabel=label)
+    axes.set(xlabel=label)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     for position, value in enumerate(table[column]):

@@ -72,6 +72,18 @@ def append(name: str, row: dict) -> Path:
     return path
 
 
+def finished(name: str, row: dict) -> bool:
+    """Whether data/results/``name``.csv already has a row with all of these values."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return False
+    table = pd.read_csv(path)
+    same = pd.Series(True, index=table.index)
+    for key, value in row.items():
+        same &= table[key] == value
+    return bool(same.any())
+
+
 def read(name: str) -> pd.DataFrame:
     """Read data/results/``name``.csv.
 
