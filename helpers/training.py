@@ -107,7 +107,7 @@ def fit(
         loss: callable(logits, images, labels) -> scalar. Default: cross-entropy with ``label_smoothing``.
         callbacks: see ``Callback``.
         lr: the largest learning rate, for batches of ``batch_size``.
-        batch_size: pictures a step, over all processes.
+        batch_size: pictures a step, over all processes (a multiple of their number).
         momentum: of Nesterov's method, in [0, 1).
         weight_decay: on convolution and linear weights; biases and normalisation layers are spared.
         label_smoothing: in [0, 1); only for the default loss.
@@ -150,6 +150,8 @@ def fit(
     # 1. Everything moves to the device once: the model, the teacher if the loss has one, the pictures.
     accelerator = Accelerator(mixed_precision="no")  # autocast is ours, below: it then covers a teacher too
     device = accelerator.device
+    if batch_size % accelerator.num_processes:
+        raise ValueError(f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {batch_size}")
     model.to(device, memory_format=torch.channels_last)
     if isinstance(loss, nn.Module):
         loss.to(device)
@@ -200,12 +202,13 @@ def fit(
             seen += len(labels)
             bar.update()
         seconds = time.perf_counter() - started
+        total, correct, seen = accelerator.reduce(torch.tensor([total, correct, seen], dtype=torch.float64)).tolist()
 
         # 4. A row, and a checkpoint.
         run.epoch += 1
         row = {"epoch": run.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": total / seen, "train_accuracy": correct / seen}
         row["validation_accuracy"] = float(evaluate(model, validation, precision=precision))
-        row |= {"seconds": seconds, "images_per_second": seen * accelerator.num_processes / seconds}
+        row |= {"seconds": seconds, "images_per_second": seen / seconds}
         for callback in callbacks:
             row |= callback.on_epoch(run)
         history.append(row)

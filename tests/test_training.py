@@ -223,6 +223,40 @@ def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
     assert counter.count.item() == 12
 
 
+TWO_PROCESSES = """
+    import sys, torch
+    from torch import nn
+    from helpers.data import load_data
+    from helpers.training import fit
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+    history = fit(model, load_data("digits", train_limit=256), epochs=2, batch_size=64, lr=0.05, precision="fp32", progress=False)
+    if int(__import__("os").environ.get("RANK", 0)) == 0:
+        print(history["loss"].iloc[-1], history["train_accuracy"].iloc[-1], *[p.double().sum().item() for p in model.parameters()])
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """accelerate launch with two CPU processes: the same gradients, so the same weights up to rounding."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TWO_PROCESSES))
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    numbers = []
+    for command in ([], launch):
+        done = subprocess.run([sys.executable, *command, str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        numbers.append([float(number) for number in done.stdout.split()[-6:]])
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
+
+
 CHILD = """
     import sys, torch
     from helpers import models
