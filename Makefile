@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH = 1
 .PHONY: lab test run notebooks lint
 
 lab: $(READY)
-	$(VENV)/bin/jupyter lab notebooks/00_start_here.ipynb $(LAB_ARGS)
+	$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: $(READY)
 	$(VENV)/bin/python -m helpers.series test
