@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import models, results
-from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, load_data
+from helpers import checks, models, results
+from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, cifar10_root, load_data
 from helpers.distillation import DistillationLoss
+from helpers.series import TEACHER
 from helpers.training import evaluate, fit
 
 WORK = HOME / "build" / "benchmark"  # unfinished runs; ignored by git
-TEACHER = results.CHECKPOINTS / "vgg19.safetensors"
 
 
 def teacher(arguments: argparse.Namespace) -> None:
     """Train VGG-19 on CIFAR-10; write data/checkpoints/vgg19.safetensors (fp16) and vgg19_history.csv beside it."""
     data = load_data("cifar10")
-    if TEACHER.exists():
+    if TEACHER.exists() and results.finished("teacher", {"model": "vgg19"}):
         print(f"{TEACHER} is there already; delete it to train anew")
         return
     seed = arguments.seeds[0]
@@ -35,8 +35,9 @@ def teacher(arguments: argparse.Namespace) -> None:
     checkpoint = WORK / f"teacher-{epochs}-{seed}.safetensors"
     recipe = {"lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
     history = fit(model, data, epochs=epochs, seed=seed, checkpoint=checkpoint, **recipe)
+    with checks.atomic_path(TEACHER.with_name("vgg19_history.csv")) as part:
+        history.round(5).to_csv(part, index=False)
     models.save(model, TEACHER, torch.float16)
-    history.round(5).to_csv(TEACHER.with_name("vgg19_history.csv"), index=False)
     accuracy = evaluate(models.load(TEACHER), data.test)
     row = {"model": "vgg19", "data": data.name, "epochs": epochs, "correct": accuracy.correct, "total": accuracy.total}
     results.append("teacher", row | {"bytes": TEACHER.stat().st_size} | results.provenance(seed))
@@ -91,7 +92,9 @@ def _train_student(arguments: argparse.Namespace, data: Data, temperature: float
 
 def speed(arguments: argparse.Namespace) -> None:
     """Time fit against the loop of PyTorch's CIFAR-10 tutorial on VGG-19; append to data/results/speed.csv."""
-    batch_size, steps = 256, arguments.epochs or 12
+    if torch.cuda.is_available():
+        raise RuntimeError("speed compares the two loops on the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
+    batch_size, steps = 256, arguments.steps
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
     model = models.build("vgg19")
@@ -110,7 +113,7 @@ def _tutorial_loop(batch_size: int, steps: int) -> float:
     from torchvision.datasets import CIFAR10
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
-    loader = torch.utils.data.DataLoader(CIFAR10(HOME / "data", transform=transform), batch_size, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(CIFAR10(cifar10_root(), transform=transform), batch_size, shuffle=True, num_workers=2)
     model = models.build("vgg19").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     started, warm_up = 0.0, 2
@@ -132,7 +135,8 @@ def main() -> None:
     """Parse the command line and run what it names."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--epochs", type=int, help="default: 30, for the teacher on a GPU 200; for speed: steps, 12")
+    parser.add_argument("--epochs", type=int, help="default: 30, for the teacher on a GPU 200")
+    parser.add_argument("--steps", type=int, default=12, choices=range(1, 150), metavar="1..149", help="timed by speed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train-limit", type=int, help="training pictures for the students; default: all")
     parser.add_argument("--student", default="tiny_convnet", choices=models.MODELS)

@@ -8,7 +8,9 @@ the index, done for the whole batch at once on whatever device the model is on.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import shutil
 import tempfile
 import threading
 import urllib.request
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from helpers import checks
@@ -116,7 +119,7 @@ def load_data(name: str = "auto", root: str | os.PathLike | None = None, train_l
     """
     checks.choice("name", name, ("auto", "cifar10", "digits"))
     checks.integer("seed", seed, 0)
-    root = Path(root) if root is not None else Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
+    root = Path(root) if root is not None else cifar10_root()
     if name == "auto":
         name = _choose(root)
     data = _digits() if name == "digits" else _cifar10(root)
@@ -125,6 +128,11 @@ def load_data(name: str = "auto", root: str | os.PathLike | None = None, train_l
         keep, _ = _stratified(data.train.labels, train_limit, seed)
         data = replace(data, train=data.train.take(keep))
     return data
+
+
+def cifar10_root() -> Path:
+    """Return the folder that holds, or will hold, CIFAR-10: ``CIFAR10_ROOT`` from the environment, else ``data/``."""
+    return Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
 
 
 def normalize(images: Tensor, source: Split | Data) -> Tensor:
@@ -228,10 +236,13 @@ def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _choose(root: Path) -> str:
-    if (root / CIFAR10_FOLDER).exists() or _reachable(CIFAR10_URL):
+    try:
+        if not (root / CIFAR10_FOLDER).exists():
+            _download(root)
         return "cifar10"
-    print(f"CIFAR-10 is neither in {root} nor reachable: using scikit-learn's digits instead.")
-    return "digits"
+    except DataError:
+        print(f"CIFAR-10 is neither in {root} nor reachable: using scikit-learn's digits instead.")
+        return "digits"
 
 
 def _reachable(url: str, seconds: float = 5.0) -> bool:
@@ -242,7 +253,7 @@ def _reachable(url: str, seconds: float = 5.0) -> bool:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answer.append(True)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -258,7 +269,7 @@ def _cifar10(root: Path) -> Data:
     if folder.exists():
         _verify(folder, CIFAR10)
     else:
-        _download(root, CIFAR10)
+        _download(root)
     images, labels = [], []
     for train in (True, False):
         dataset = CIFAR10(root, train=train)
@@ -285,16 +296,23 @@ def _verify(folder: Path, dataset: type) -> None:
             raise DataError(f"{path} ({size:,} bytes) is truncated or altered: MD5 {found}, published {md5}. Way out: {way_out}.")
 
 
-def _download(root: Path, dataset: type) -> None:
-    """Fetch CIFAR-10 into a temporary folder, then move it into place whole."""
+def _download(root: Path) -> None:
+    """Fetch CIFAR-10 into a temporary folder, then move it into place whole; a second process waits for the first."""
+    from torchvision.datasets import CIFAR10
+
     try:
-        root.mkdir(parents=True, exist_ok=True)
         if not _reachable(CIFAR10_URL):
             raise OSError("no answer within 5 seconds")
-        with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as part:
-            dataset(part, download=True)
-            (Path(part) / CIFAR10_FOLDER).rename(root / CIFAR10_FOLDER)
-    except (OSError, RuntimeError) as error:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".cifar10.lock"):
+            if (root / CIFAR10_FOLDER).exists():
+                return
+            for left in root.glob(".cifar10-*"):  # by a process that was killed while it downloaded
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as part:
+                CIFAR10(part, download=True)
+                (Path(part) / CIFAR10_FOLDER).rename(root / CIFAR10_FOLDER)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataError(
             f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error}). Way out: unpack that "
             f'archive in {root}, or set CIFAR10_ROOT to a folder that holds it, or use load_data("digits").'

@@ -87,15 +87,19 @@ class DistillationLoss(nn.Module):
 
     def __init__(self, teacher: nn.Module, temperature: float = 4.0, alpha: float = 0.9) -> None:
         super().__init__()
-        self.teacher = checks.instance("teacher", teacher, nn.Module).eval().requires_grad_(False)
         self.temperature = checks.number("temperature", temperature, 0, open_low=True)
         self.alpha = checks.number("alpha", alpha, 0, 1)
+        self.teacher = checks.instance("teacher", teacher, nn.Module).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> DistillationLoss:
         """Set the mode of the loss; the teacher stays in eval mode whatever happens."""
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def extra_repr(self) -> str:
+        """Return temperature and alpha, for printing and for fit's checkpoint."""
+        return f"temperature={self.temperature:g}, alpha={self.alpha:g}"
 
     def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a batch: student_logits B x C, images B x 3 x H x W, labels B."""

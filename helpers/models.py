@@ -173,7 +173,7 @@ def _scale(model: nn.Module, width: float, num_classes: int) -> None:
     def scaled(channels: int) -> int:
         return max(1, round(channels * width))
 
-    *_, (classifier, _) = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    classifier = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
     for name, layer in list(model.named_modules()):
         settings = _settings(layer)
         if settings is None:
@@ -185,7 +185,7 @@ def _scale(model: nn.Module, width: float, num_classes: int) -> None:
             if layer.groups > 1:
                 settings["groups"] = scaled(layer.groups)
         elif isinstance(layer, nn.Linear):
-            spatial = 49 if layer.in_features == 512 * 49 else 1
+            spatial = 49 if layer.in_features == 512 * 49 else 1  # the ImageNet classifier sees 512 channels at 7 x 7
             settings["in_features"] = scaled(layer.in_features // spatial) * spatial
             settings["out_features"] = num_classes if name == classifier else scaled(layer.out_features)
         else:
@@ -209,9 +209,9 @@ def _initialize(model: nn.Module) -> None:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     nn.Linear: ("in_features", "out_features"),
-    nn.BatchNorm2d: ("num_features", "eps", "momentum"),
+    nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
 }
 
 
@@ -247,7 +247,8 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
 
     Raises:
         TypeError: ``model`` has no recipe.
-        ValueError: ``path`` does not end in .safetensors, or a weight does not fit in ``dtype``.
+        ValueError: ``path`` does not end in .safetensors, a weight does not fit in ``dtype``, or ``model`` holds a layer that
+            the recipe cannot describe.
         OSError: the file cannot be written; an older file of that name is left as it was.
     """
     if not isinstance(getattr(model, "recipe", None), dict):
@@ -261,8 +262,13 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
         if dtype is not None and tensor.is_floating_point() and not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
             raise ValueError(f"dtype must hold every weight, but {name} overflows {dtype}")
         tensors[name] = kept.clone()
-    recipe = {**model.recipe, "layers": _layers(model)}
-    metadata = {"format": FORMAT, "recipe": json.dumps(recipe), "sha256": _digest(tensors)}
+    recipe = json.dumps({**model.recipe, "layers": _layers(model)})
+    twin = _follow(recipe)
+    mine, theirs = ({name: (type(layer), len(list(layer.children()))) for name, layer in m.named_modules()} for m in (model, twin))
+    for name in mine | theirs:
+        if mine.get(name) != theirs.get(name):
+            raise ValueError(f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back")
+    metadata = {"format": FORMAT, "recipe": recipe, "sha256": digest(tensors, recipe)}
     with checks.atomic_path(path) as part:
         save_file(tensors, part, metadata)
     return path
@@ -278,16 +284,11 @@ def load(path: str | os.PathLike) -> nn.Module:
     metadata, tensors = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this project (format {metadata.get('format')!r}). {_WAY_OUT}")
-    if metadata.get("sha256") != _digest(tensors):
-        raise CheckpointError(f"{path} is altered: its weights do not match the checksum in its header. {_WAY_OUT}")
+    if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "")):
+        raise CheckpointError(f"{path} is altered: its contents do not match the checksum in its header. {_WAY_OUT}")
     try:
-        recipe = json.loads(metadata["recipe"])
-        layers = recipe.pop("layers")
-        parameters = sum(tensor.numel() for tensor in tensors.values())
-        model = _blank(**recipe)
-        with torch.device("meta"):
-            _reshape(model, layers)
-        if sum(tensor.numel() for tensor in model.state_dict().values()) != parameters:
+        model = _follow(metadata["recipe"])
+        if {name: t.shape for name, t in model.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
             raise ValueError("the recipe does not describe the weights")
         model.to_empty(device="cpu")
         model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
@@ -315,12 +316,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path} is truncated, altered or not a safetensors file ({error}). {_WAY_OUT}") from error
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256 of ``text`` and of every tensor with its name, in hexadecimal."""
+    sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        sha.update(name.encode())
+        sha.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _follow(recipe: str) -> nn.Module:
+    """Build what a file's recipe describes, on the meta device."""
+    arguments = json.loads(recipe)
+    layers = arguments.pop("layers")
+    model = _blank(**arguments)
+    with torch.device("meta"):
+        _reshape(model, layers)
+    return model
 
 
 def _reshape(model: nn.Module, layers: dict[str, dict]) -> None:

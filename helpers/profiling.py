@@ -6,11 +6,9 @@ interquartile range, and says batch size and thread count. MB are 10^6 bytes.
 
 from __future__ import annotations
 
-import copy
+import statistics
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import checks, models
 from helpers.data import Data, Split
-from helpers.training import Accuracy, evaluate
+from helpers.evaluation import Accuracy, evaluate, evaluating
 
 
 def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, latency: bool = False, repeats: int = 20) -> pd.DataFrame:
@@ -46,6 +44,7 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False)
     before: list[int] = []
+    calls: list[tuple[nn.Module, tuple]] = []
 
     def enter(layer: nn.Module, inputs: tuple) -> None:
         before.append(counter.get_total_flops())
@@ -61,18 +60,22 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
             "bytes": sum(t.numel() * t.element_size() for t in own),
             "macs": (counter.get_total_flops() - before.pop()) // 2,
         }
-        if latency:
-            row["latency_ms"] = _time_layer(layer, inputs, repeats)
         rows.append(row)
+        if latency:
+            calls.append((layer, tuple(i.detach().clone() for i in inputs)))
 
     leaves = [layer for layer in model.modules() if not list(layer.children())]
     hooks = [leaf.register_forward_pre_hook(enter) for leaf in leaves] + [leaf.register_forward_hook(leave) for leaf in leaves]
     try:
-        with _evaluating(model), counter:
+        with evaluating(model), counter:
             model(_example(model, input_shape))
     finally:
         for hook in hooks:
             hook.remove()
+    with evaluating(model):
+        for row, (layer, inputs) in zip(rows, calls, strict=False):
+            names = {"layer": layer, "inputs": inputs}
+            row["latency_ms"] = statistics.median(_times("layer(*inputs)", names, torch.get_num_threads(), repeats))
     return pd.DataFrame(rows)
 
 
@@ -84,7 +87,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -> int:
     """Return the multiply-accumulates of one forward pass: convolutions and matrix products, half the FLOPs."""
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), counter:
+    with evaluating(model), counter:
         model(_example(model, input_shape))
     return counter.get_total_flops() // 2
 
@@ -112,7 +115,7 @@ def measure_latency(
     checks.integer("repeats", repeats, 3)
     threads = torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1)
     example = _example(model, input_shape)
-    with _evaluating(model):
+    with evaluating(model):
         times = _times("model(example)", {"model": model, "example": example}, threads, repeats)
     low, median, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return {
@@ -129,7 +132,7 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -
     """
     example = _example(model, input_shape)
     resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) + example.numel() * example.element_size()
-    with _evaluating(model):
+    with evaluating(model):
         if example.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(example.device)
             start = torch.cuda.memory_allocated(example.device)
@@ -219,19 +222,6 @@ def compare(
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _evaluating(model: nn.Module):  # noqa: ANN202
-    """Eval mode and no gradients for the block; the mode of every module is put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
     """A random input on the model's device, in its type and in channels-last order."""
     shape = tuple(checks.integer("input_shape", size, 1) for size in shape)
@@ -246,21 +236,3 @@ def _times(statement: str, names: dict, threads: int, repeats: int) -> list[floa
     timer = Timer(statement, globals=names, num_threads=threads)
     timer.timeit(max(2, repeats // 10))
     return [timer.timeit(1).mean * 1e3 for _ in range(repeats)]
-
-
-def _time_layer(layer: nn.Module, inputs: tuple, repeats: int) -> float:
-    """Median time of one layer on a copy of its real input, in ms; hooks and counters left out."""
-    twin = copy.deepcopy(layer)
-    twin._forward_hooks.clear()
-    twin._forward_pre_hooks.clear()
-    copies = tuple(i.detach().clone() for i in inputs)
-    times: list[float] = []
-
-    def run() -> None:  # a thread of its own: the counter's dispatch mode does not reach there
-        with torch.no_grad():
-            times.extend(_times("twin(*copies)", {"twin": twin, "copies": copies}, torch.get_num_threads(), repeats))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return sorted(times)[len(times) // 2]

@@ -24,13 +24,13 @@ RESULTS = HOME / "data" / "results"
 CHECKPOINTS = HOME / "data" / "checkpoints"
 
 
-def provenance(seed: int | None = None, device: str | torch.device = "cpu") -> dict[str, str]:
+def provenance(seed: int | None = None) -> dict[str, str]:
     """Return the columns that every published row ends with: command, commit, device, threads, seed, date, versions."""
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
         "commit": COMMIT,
-        "device": describe_device(device),
+        "device": describe_device("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": str(torch.get_num_threads()),
         "seed": "" if seed is None else str(seed),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -80,7 +80,7 @@ def finished(name: str, row: dict) -> bool:
     table = pd.read_csv(path)
     same = pd.Series(True, index=table.index)
     for key, value in row.items():
-        same &= table[key] == value
+        same &= (table[key] == value) if key in table else False
     return bool(same.any())
 
 

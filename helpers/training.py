@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers import checks
-from helpers.data import Data, Split, batches
-from helpers.models import CheckpointError, read_safetensors
+from helpers.data import Data, batches
+from helpers.evaluation import Accuracy, autocast, evaluate, predict
+from helpers.models import CheckpointError, digest, read_safetensors
+
+__all__ = ["Accuracy", "Callback", "Run", "evaluate", "fit", "learning_rate", "predict"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, images, labels) -> scalar
 
@@ -118,7 +122,8 @@ def fit(
         compile: use torch.compile. Worth its minute of compilation for long runs on a GPU; on CPUs it was slower.
         seed: of the order, the augmentation and dropout. Initial weights are drawn before, by ``models.build``.
         checkpoint: a .safetensors file, written after each epoch. If it is there, the run goes on from it and ends
-            with the same weights, bit for bit, as one that was never interrupted (same machine, same thread count).
+            with the same weights, bit for bit, as one that was never interrupted (on a CPU, with the same thread count;
+            on a GPU as far as its kernels are deterministic).
         progress: show a progress bar.
 
     Returns:
@@ -142,10 +147,11 @@ def fit(
         "schedule": checks.choice("schedule", schedule, ("cosine", "one_cycle")),
         "warmup": checks.number("warmup", warmup, 0, 0.9999),
         "augment": bool(augment),
+        "precision": checks.choice("precision", precision, ("auto", "bf16", "fp32")),
         "seed": checks.integer("seed", seed, 0),
-        "data": [data.name, len(data.train), int(data.train.labels.sum())],
-        "parameters": sum(p.numel() for p in model.parameters()),
     }
+    if loss is not None and label_smoothing:
+        raise ValueError(f"label_smoothing must be 0 when loss is given, got {label_smoothing}: it is the default loss's")
 
     # 1. Everything moves to the device once: the model, the teacher if the loss has one, the pictures.
     accelerator = Accelerator(mixed_precision="no")  # autocast is ours, below: it then covers a teacher too
@@ -154,17 +160,19 @@ def fit(
         raise ValueError(f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {batch_size}")
     model.to(device, memory_format=torch.channels_last)
     if isinstance(loss, nn.Module):
-        loss.to(device)
+        loss.to(device, memory_format=torch.channels_last)
     train, validation = data.train.to(device), data.validation.to(device)
     optimizer = torch.optim.SGD(_parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0)
     wrapped, stepper = accelerator.prepare(model, optimizer)
     forward = torch.compile(wrapped) if compile else wrapped
-    loss = loss or (lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing))
+    objective = loss or (lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing))
+    low_precision = autocast(device, precision)
 
     # 2. A run is where it is: fresh, or wherever the checkpoint says.
     steps_per_epoch = max(1, len(train) // batch_size)
     run = Run(model, optimizer, steps=epochs * steps_per_epoch)
     history: list[dict] = []
+    settings |= _fingerprint(model, data, loss, callbacks)
     if checkpoint is not None and Path(checkpoint).exists():
         history = _resume(Path(checkpoint), run, callbacks, settings)
         run.epoch, run.step = len(history), len(history) * steps_per_epoch
@@ -173,22 +181,17 @@ def fit(
 
     # 3. The loop.
     bar = tqdm(total=run.steps, initial=run.step, disable=not progress or not accelerator.is_main_process, leave=False)
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     while run.epoch < epochs:
-        started, total, correct, seen = time.perf_counter(), 0.0, 0, 0
-        generator = _seeded(seed, run.epoch, device)
+        started, totals = time.perf_counter(), torch.zeros(3, device=device)
         model.train()
-        share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        for images, labels in batches(train, batch_size, generator=generator, augmented=augment, **share):
+        for images, labels in batches(train, batch_size, generator=_seeded(seed, run.epoch, device), augmented=augment, **share):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(run.progress, lr, schedule, warmup)
-            with _autocast(device, precision):
-                logits = forward(images)
-                value = loss(logits.float(), images, labels)
-            if not math.isfinite(value.item()):
-                raise FloatingPointError(
-                    f"the loss is {value.item()} at step {run.step + 1} of {run.steps} (epoch {run.epoch + 1}): "
-                    f"lower lr (it is {lr:g}), lengthen warmup, or look for NaN in the weights and pictures"
-                )
+            with low_precision:
+                logits = forward(images).float()
+                value = objective(logits, images, labels)
+            _check_finite(value.item(), run, lr)
             stepper.zero_grad()
             accelerator.backward(value)
             for callback in callbacks:
@@ -197,12 +200,14 @@ def fit(
             run.step += 1
             for callback in callbacks:
                 callback.on_step(run)
-            total += value.item() * len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
+            correct = (logits.argmax(1) == labels).sum()
+            totals += torch.stack([value.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
             bar.update()
         seconds = time.perf_counter() - started
-        total, correct, seen = accelerator.reduce(torch.tensor([total, correct, seen], dtype=torch.float64)).tolist()
+        total, correct, seen = accelerator.reduce(totals).tolist()
+        if accelerator.num_processes > 1:  # each process has normalised its own pictures; keep the first one's statistics
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
         # 4. A row, and a checkpoint.
         run.epoch += 1
@@ -226,6 +231,8 @@ def learning_rate(progress: float, lr: float, schedule: str = "cosine", warmup: 
     Both climb linearly from 0 to ``lr`` over the first ``warmup`` of the run. Then "cosine" follows half a cosine
     down to 0 (Loshchilov and Hutter 2017, section 3) and "one_cycle" a straight line (Smith 2018, section 4).
     """
+    checks.choice("schedule", schedule, ("cosine", "one_cycle"))
+    checks.number("warmup", warmup, 0, 0.9999)
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
         return lr * progress / warmup
@@ -233,94 +240,26 @@ def learning_rate(progress: float, lr: float, schedule: str = "cosine", warmup: 
     return lr * (left if schedule == "one_cycle" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
-# -- measuring accuracy ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 accuracy, as a count: ``float()`` gives the share, ``print`` the percentage with its interval.
-
-    Attributes:
-        correct: pictures classified rightly.
-        total: pictures.
-    """
-
-    correct: int
-    total: int
-
-    def __post_init__(self) -> None:
-        checks.integer("total", self.total, 1)
-        checks.integer("correct", self.correct, 0, self.total)
-
-    def __float__(self) -> float:
-        """Return the share of correct answers, in [0, 1]."""
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% interval of the share (Wilson 1927): where the accuracy on all such pictures plausibly lies."""
-        z, n, p = 1.959963984540054, self.total, float(self)
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-    def __str__(self) -> str:
-        """Return for example ``94.2% (9,421 of 10,000; 93.7 to 94.7)``."""
-        low, high = self.interval
-        return f"{float(self):.1%} ({self.correct:,} of {self.total:,}; {100 * low:.1f} to {100 * high:.1f})"
-
-
-def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision: str = "auto") -> Tensor:
-    """Return the logits of every picture of ``split``, in order, in eval mode: N x classes, float32, on the CPU."""
-    checks.instance("model", model, nn.Module)
-    checks.instance("split", split, Split)
-    checks.integer("batch_size", batch_size, 1)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training, logits = model.training, []
-    model.eval()
-    try:
-        with torch.inference_mode(), _autocast(device, precision):
-            for images, _ in batches(split.to(device), batch_size):
-                logits.append(model(images).float().cpu())
-    finally:
-        model.train(was_training)
-    return torch.cat(logits)
-
-
-def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, precision: str = "auto") -> Accuracy:
-    """Measure top-1 accuracy on ``split``, in eval mode.
-
-    Args:
-        model: maps normalised images to logits.
-        split: what to classify.
-        batch_size: pictures at a time; does not change the result beyond rounding.
-        precision: as in ``fit``.
-
-    Returns:
-        Accuracy: ``float()`` in [0, 1], and its 95% interval.
-    """
-    answers = predict(model, split, batch_size=batch_size, precision=precision).argmax(1)
-    return Accuracy(int((answers == split.labels.cpu()).sum()), len(split))
-
-
 # -- what the loop leans on ------------------------------------------------------------------------------------------
 
 
-def has_bf16(device: torch.device | str = "cpu") -> bool:
-    """Whether ``device`` computes in bfloat16 at more than emulated speed."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        flags = Path("/proc/cpuinfo")
-        return flags.exists() and any(flag in flags.read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
-    return False
+def _check_finite(loss: float, run: Run, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {run.step + 1} of {run.steps} (epoch {run.epoch + 1}): "
+            f"lower lr (it is {lr:g}), lengthen warmup, or look for NaN in the weights and pictures"
+        )
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    checks.choice("precision", precision, ("auto", "bf16", "fp32"))
-    enabled = precision == "bf16" or (precision == "auto" and has_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def _fingerprint(model: nn.Module, data: Data, loss: Loss | None, callbacks: Sequence[Callback]) -> dict:
+    """Say what a run trains, on what, how: a checkpoint is only taken up by the run that wrote it."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    described = loss.extra_repr() if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", "")
+    return {
+        "data": [data.name, len(data.train), zlib.crc32(data.train.images.cpu().numpy()), zlib.crc32(data.train.labels.cpu().numpy())],
+        "model": zlib.crc32(json.dumps(shapes).encode()),
+        "loss": "" if loss is None else f"{type(loss).__name__}({described})",
+    }
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -345,33 +284,33 @@ def _write_checkpoint(path: Path, run: Run, callbacks: Sequence[Callback], setti
     for index, callback in enumerate(callbacks):
         tensors |= {f"callback/{index}/{name}": tensor for name, tensor in callback.state_dict().items()}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    record = json.dumps({"settings": settings, "history": history})
     with checks.atomic_path(path) as part:
-        save_file(tensors, part, {"settings": json.dumps(settings), "history": json.dumps(history)})
+        save_file(tensors, part, {"record": record, "sha256": digest(tensors, record)})
 
 
 def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict) -> list[dict]:
     """Load weights, momentum and callback state from ``path``; return the rows of the finished epochs."""
     metadata, tensors = read_safetensors(path)
-    try:
-        found, history = json.loads(metadata["settings"]), json.loads(metadata["history"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of fit. Way out: delete it or name another file.") from error
-    other = [f"{key} {found.get(key)!r} (now {settings[key]!r})" for key in settings if found.get(key) != settings[key]]
-    if other:
-        raise ValueError(f"checkpoint {path} belongs to a run with {', '.join(other)}: delete it or name another file")
+    if "record" not in metadata:
+        raise CheckpointError(f"{path} is not a checkpoint of fit. Way out: delete it or name another file.")
+    if metadata.get("sha256") != digest(tensors, metadata["record"]):
+        raise CheckpointError(f"{path} is altered: it does not match the checksum in its header. Way out: delete it.")
+    record = json.loads(metadata["record"])
+    found, history = record["settings"], record["history"]
+    differing = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
+    if differing:
+        other = ", ".join(f"{key} {found.get(key)!r} (now {settings.get(key)!r})" for key in differing)
+        raise ValueError(f"checkpoint {path} belongs to a run with {other}: delete it or name another file")
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    try:
-        run.model.load_state_dict(under("model/"))
-        state = run.optimizer.state_dict()
-        for name, tensor in under("optimizer/").items():
-            index, _, key = name.partition("/")
-            state["state"].setdefault(int(index), {})[key] = tensor
-        run.optimizer.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit this model ({error}). Way out: delete it or name another file.") from error
+    run.model.load_state_dict(under("model/"))
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    for name, tensor in under("optimizer/").items():
+        index, _, key = name.partition("/")
+        run.optimizer.state[parameters[int(index)]][key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
     for index, callback in enumerate(callbacks):
         callback.load_state_dict(under(f"callback/{index}/"))
     return history

@@ -1,12 +1,9 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
-from helpers.data import CIFAR10_FOLDER, HOME, load_data
+from helpers.data import CIFAR10_FOLDER, HOME, cifar10_root, load_data
 
-CIFAR10 = Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
+CIFAR10 = cifar10_root()
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +26,8 @@ def _seed():
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped})
+    (HOME / "build").mkdir(exist_ok=True)
+    (HOME / "build" / "skipped.txt").write_text("\n".join(reasons))
     if reasons:
         terminalreporter.section("skipped, and how to get it")
         for reason in reasons:

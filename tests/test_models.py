@@ -109,6 +109,24 @@ def test_bad_arguments_are_named(arguments, message):
         models.build(**{"name": "tiny_convnet", **arguments})
 
 
+def test_save_refuses_layers_that_would_not_come_back(tmp_path):
+    for position, layer in ((1, nn.Identity()), (1, nn.GroupNorm(4, 24)), (2, nn.GELU())):
+        model = models.build("tiny_convnet")
+        model.features[position] = layer
+        with pytest.raises(ValueError, match=rf"features\.{position} would not come back"):
+            models.save(model, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_altered_recipe_is_noticed(saved):
+    content = saved.read_bytes()
+    altered = content.replace(b'\\"stride\\": [2, 2]', b'\\"stride\\": [3, 3]', 1)
+    assert altered != content
+    saved.write_bytes(altered)
+    with pytest.raises(CheckpointError, match="is altered"):
+        models.load(saved)
+
+
 def test_save_refuses_what_load_could_not_read(tmp_path):
     with pytest.raises(TypeError, match="recipe"):
         models.save(nn.Linear(2, 2), tmp_path / "x.safetensors")
@@ -152,6 +170,7 @@ def test_foreign_and_hostile_recipes_are_refused(saved, tmp_path):
         {"num_classes": 10**15},
         {"layers": {"classifier": {"type": "Linear", "in_features": 10**9, "out_features": 10**9}}},
     ):
-        save_file(tensors, foreign, {**metadata, "recipe": json.dumps(recipe | change)})
+        text = json.dumps(recipe | change)
+        save_file(tensors, foreign, {**metadata, "recipe": text, "sha256": models.digest(tensors, text)})
         with pytest.raises(CheckpointError, match="recipe this version cannot follow"):
             models.load(foreign)

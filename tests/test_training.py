@@ -1,4 +1,6 @@
 import math
+import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -10,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import models, training
+from helpers import evaluation, models
 from helpers.data import load_data, normalize
+from helpers.distillation import DistillationLoss
 from helpers.models import CheckpointError
 from helpers.training import Accuracy, Callback, evaluate, fit, learning_rate, predict
+from tests import killed
 
 
 def small():
@@ -196,6 +200,14 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
     with pytest.raises(ValueError, match=r"belongs to a run with lr 0\.1 \(now 0\.2\)"):
         fit(small(), few, epochs=1, batch_size=64, lr=0.2, checkpoint=path, progress=False)
     assert path.read_bytes() == content
+    with pytest.raises(ValueError, match=r"belongs to a run with loss '' \(now 'DistillationLoss\(temperature=4, alpha=0\.9\)'\)"):
+        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(small()), checkpoint=path, progress=False)
+    other = load_data("digits", train_limit=256, seed=1)
+    with pytest.raises(ValueError, match="belongs to a run with data"):
+        fit(small(), other, epochs=1, batch_size=64, checkpoint=path, progress=False)
+    path.write_bytes(bytes([*content[:-5], content[-5] ^ 1, *content[-4:]]))
+    with pytest.raises(CheckpointError, match=r"run\.safetensors is altered"):
+        fit(small(), few, epochs=1, batch_size=64, checkpoint=path, progress=False)
     path.write_bytes(content[:500])
     with pytest.raises(CheckpointError, match=r"run\.safetensors is truncated"):
         fit(small(), few, epochs=1, batch_size=64, checkpoint=path, progress=False)
@@ -224,73 +236,84 @@ def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
 
 
 TWO_PROCESSES = """
-    import sys, torch
+    import os, sys, torch
+    from pathlib import Path
     from torch import nn
     from helpers.data import load_data
     from helpers.training import fit
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+    norm = nn.BatchNorm2d(8) if len(sys.argv) > 2 else nn.Identity()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), norm, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
     history = fit(model, load_data("digits", train_limit=256), epochs=2, batch_size=64, lr=0.05, precision="fp32", progress=False)
-    if int(__import__("os").environ.get("RANK", 0)) == 0:
-        print(history["loss"].iloc[-1], history["train_accuracy"].iloc[-1], *[p.double().sum().item() for p in model.parameters()])
+    sums = [t.double().sum().item() for t in model.state_dict().values()]
+    numbers = [history["loss"].iloc[-1], history["train_accuracy"].iloc[-1], *sums]
+    Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(" ".join(map(str, numbers)))
 """
+
+
+def launch(script, processes, *arguments):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(script.parent), *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [[float(number) for number in (script.parent / str(rank)).read_text().split()] for rank in range(processes)]
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    """accelerate launch with two CPU processes: the same gradients, so the same weights up to rounding."""
+    """Two processes on the CPU: the same gradients, so the same weights up to rounding."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TWO_PROCESSES))
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-    ]
-    numbers = []
-    for command in ([], launch):
-        done = subprocess.run([sys.executable, *command, str(script)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        numbers.append([float(number) for number in done.stdout.split()[-6:]])
-    assert numbers[1] == pytest.approx(numbers[0], rel=1e-3, abs=1e-4)
+    (alone,), (first, second) = launch(script, 1), launch(script, 2)
+    assert first == second
+    assert first == pytest.approx(alone, rel=1e-3, abs=1e-4)
+    first, second = launch(script, 2, "batchnorm")
+    assert first == second
 
 
-CHILD = """
-    import sys, torch
-    from helpers import models
-    from helpers.data import load_data
-    from helpers.training import fit
-    torch.manual_seed(0)
-    model = models.build("tiny_convnet", width=0.2)
-    data = load_data("digits", train_limit=512)
-    print("ready", flush=True)
-    fit(model, data, epochs=12, batch_size=32, checkpoint=sys.argv[1], progress=False)
-    print(models._digest(model.state_dict()), flush=True)
-"""
+class Child:
+    """A training run in a process of its own."""
 
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.killed"])
 
-def start(path):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(path)], stdout=subprocess.PIPE, text=True)
+    def __init__(self, path):
+        self.answers = self.context.SimpleQueue()
+        self.process = self.context.Process(target=killed.train, args=(path, self.answers))
+        self.process.start()
+        assert self.answers.get() == "ready"
+
+    def kill_after(self, seconds):
+        time.sleep(seconds)
+        alive = self.process.is_alive()
+        self.process.kill()
+        self.process.join()
+        return alive
+
+    def finish(self):
+        digest = self.answers.get()
+        self.process.join()
+        return digest
 
 
 def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
-    whole = start(tmp_path / "whole.safetensors").communicate()[0].split()[-1]
-    path, moments = tmp_path / "killed.safetensors", random.Random(0)
-    for _ in range(10):
-        child = start(path)
-        assert child.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0, 1.2))
-        child.kill()
-        child.communicate()
-    assert start(path).communicate()[0].split()[-1] == whole
+    started = time.perf_counter()
+    whole = Child(tmp_path / "whole.safetensors").finish()
+    length = time.perf_counter() - started
+    moments, hits = random.Random(0), 0
+    for number in range(4):  # four runs, three kills each: so that none comes when the run is over
+        path = tmp_path / f"run-{number}.safetensors"
+        hits += sum(Child(path).kill_after(moments.uniform(0, length / 5)) for _ in range(3))
+        assert Child(path).finish() == whole
+    assert hits >= 10
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_bf16_is_found_where_the_processor_has_it():
-    assert isinstance(training.has_bf16(), bool)
-    assert training._autocast(torch.device("cpu"), "fp32")._enabled is False
-    assert training._autocast(torch.device("cpu"), "bf16")._enabled is True
+    assert isinstance(evaluation.has_bf16(), bool)
+    for precision, enabled in (("fp32", False), ("bf16", True), ("auto", evaluation.has_bf16())):
+        with evaluation.autocast(torch.device("cpu"), precision):
+            assert torch.is_autocast_enabled("cpu") is enabled
 
 
 def test_a_model_that_cannot_take_the_pictures_says_so(few):
