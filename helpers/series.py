@@ -64,10 +64,19 @@ class Lesson:
         """
         if self.data.name == "cifar10":
             return models.load(TEACHER)
-        torch.manual_seed(0)
-        model = models.build("vgg19", width=0.125)
-        fit(model, self.data, epochs=20, lr=0.1, batch_size=64, checkpoint=BUILD / "vgg19_digits.safetensors", progress=False)
-        return model.cpu().eval()
+        checkpoint = BUILD / "vgg19_digits.safetensors"
+        try:
+            return _digits_teacher(self.data, checkpoint)
+        except ValueError:  # the file in build/ is damaged, or of another version of this code: make it anew
+            checkpoint.unlink()
+            return _digits_teacher(self.data, checkpoint)
+
+
+def _digits_teacher(data: Data, checkpoint: Path) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.build("vgg19", width=0.125)
+    fit(model, data, epochs=20, batch_size=64, checkpoint=checkpoint, progress=False)
+    return model.cpu().eval()
 
 
 def open_lesson(budget: str = "quick") -> Lesson:
