@@ -19,9 +19,10 @@ from filelock import FileLock
 
 from helpers import checks
 from helpers.data import HOME
+from helpers.evaluation import Accuracy
 
 RESULTS = HOME / "data" / "results"
-CHECKPOINTS = HOME / "data" / "checkpoints"
+MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
 
 
 def provenance(seed: int | None = None) -> dict[str, str]:
@@ -94,6 +95,45 @@ def read(name: str) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: python -m helpers.benchmark {name} writes it")
     return pd.read_csv(path)
+
+
+def markdown() -> str:
+    """Return the README's results section, made from the files alone; what has not been measured is not mentioned."""
+    lines = []
+    if (RESULTS / "teacher.csv").exists():
+        row = read("teacher").iloc[-1]
+        accuracy = Accuracy(int(row["correct"]), int(row["total"]))
+        lines += [f"- **Teacher**, VGG-19 on CIFAR-10, {row['epochs']} epochs on {row['device']}: {accuracy} on the test split."]
+    if (RESULTS / "distillation.csv").exists():
+        lines.append(_distillation_line(read("distillation")))
+    if (RESULTS / "speed.csv").exists():
+        row = read("speed").iloc[-1]
+        lines.append(
+            f"- **The loop** trains VGG-19 at {row['fit_images_per_second']:.1f} pictures/s on {row['device']}, {row['ratio']:.2f} times "
+            f"as fast as the plain loop of PyTorch's CIFAR-10 tutorial ({row['tutorial_images_per_second']:.1f}), "
+            f"in batches of {row['batch_size']}."
+        )
+    return "\n".join(lines)
+
+
+def _distillation_line(runs: pd.DataFrame) -> str:
+    runs = runs[runs["train_pictures"] == runs["train_pictures"].max()]
+    row = runs.iloc[0]
+    wide = 100 * runs.pivot(index="seed", columns="arm", values="correct") / row["total"]
+    gains = wide["taught"] - wide["alone"]
+    return (
+        f"- **Distillation**: {row['student']} taught by VGG-19 on {row['train_pictures']:,} pictures for {row['epochs']} epochs reaches "
+        f"{wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of {gains.mean():.2f} points "
+        f"(standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
+    )
+
+
+def write_readme(path: Path = HOME / "README.md") -> None:
+    """Put ``markdown()`` between the README's two results marks."""
+    before, rest = path.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    with checks.atomic_path(path) as part:
+        part.write_text(f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{after}")
 
 
 def _commit() -> str:

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from helpers import checks, models
+from helpers import checks, models, results
 from helpers.data import CIFAR10_FOLDER, HOME, Data, cifar10_root, load_data
 from helpers.training import fit
 
@@ -141,6 +141,8 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
         table.append((path.name, minutes, verdict))
         if write and verdict == "ok":
             _write_back(target, path)
+    if write:
+        results.write_readme()
     print(f"\n{'notebook':<40}{'minutes':>8}  verdict")
     for name, minutes, verdict in table:
         print(f"{name:<40}{minutes:>8.1f}  {verdict}")

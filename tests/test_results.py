@@ -83,3 +83,25 @@ def test_provenance_names_this_machine():
     assert row["command"].startswith("python -m helpers.benchmark")
     assert "torch" in row["versions"]
     assert "cores" in row["device"]
+
+
+def test_the_readme_shows_what_the_files_say():
+    _, rest = (HOME / "README.md").read_text().split(results.MARKS[0])
+    assert rest.split(results.MARKS[1])[0].strip() == results.markdown()
+
+
+def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
+    results.append("teacher", {"epochs": 3, "correct": 9421, "total": 10_000, "device": "abacus"})
+    for seed in (0, 1):
+        for arm, correct in (("alone", 90), ("taught", 92 + 2 * seed)):
+            row = {"student": "s", "train_pictures": 5_000, "epochs": 2, "arm": arm, "correct": correct, "total": 100, "seed": seed}
+            results.append("distillation", row)
+    page = tmp_path / "README.md"
+    page.write_text(f"above\n{results.MARKS[0]}\nold\n{results.MARKS[1]}\nbelow\n")
+    results.write_readme(page)
+    text = page.read_text()
+    assert "VGG-19 on CIFAR-10, 3 epochs on abacus: 94.2% (9,421 of 10,000; 93.7 to 94.7)" in text
+    assert "93.0% on the test split, 90.0% alone: a mean gain of 3.00 points (standard error 1.00, 2 seeds, in pairs)" in text
+    assert text.startswith("above")
+    assert text.endswith("below\n")
+    assert "old" not in text

@@ -1,0 +1,212 @@
+"""Pruning: the technique that changes the step. After each optimizer step, the weights that were given up are zero again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers import checks
+from helpers.training import Callback, Run
+
+
+class PolynomialSchedule:
+    """How sparse the network should be at each moment of a run (Zhu and Gupta 2017, eq. 1).
+
+    sparsity = final + (initial - final) * (1 - t)^power, where t climbs from 0 at ``begin`` to 1 at ``end``: many weights
+    go early, while the network can still recover, and few late. Before ``begin`` it is ``initial_sparsity``, after
+    ``end`` it is ``final_sparsity``, for any progress whatever.
+
+    Args:
+        final_sparsity: share of weights that are zero in the end, in [0, 1).
+        initial_sparsity: the share to start with, in [0, final_sparsity].
+        begin: where in the run it starts, in [0, 1).
+        end: where it stops, in (begin, 1]; what is left of the run is fine-tuning.
+        power: 1 is a straight line, 3 the paper's choice; above 0.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, final_sparsity: float, initial_sparsity: float = 0.0, begin: float = 0.0, end: float = 1.0, power: float = 3
+    ) -> None:
+        self.final_sparsity = checks.number("final_sparsity", final_sparsity, 0, 1)
+        if self.final_sparsity == 1:
+            raise ValueError("final_sparsity must be in [0, 1), got 1.0: no weight would be left")
+        self.initial_sparsity = checks.number("initial_sparsity", initial_sparsity, 0, self.final_sparsity)
+        self.begin = checks.number("begin", begin, 0, 1)
+        self.end = checks.number("end", end, self.begin, 1, open_low=True)
+        self.power = checks.number("power", power, 0, open_low=True)
+
+    def __call__(self, progress: float) -> float:
+        """Return the sparsity asked for at ``progress``: 0 is the start of the run, 1 its end."""
+        t = (progress - self.begin) / (self.end - self.begin)
+        left = (1 - min(max(t, 0.0), 1.0)) ** self.power
+        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left
+
+
+def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """Return the weights of every Conv2d and Linear by layer name, in order; biases and normalisation are never pruned.
+
+    Args:
+        model: any module.
+        skip: names of layers to leave alone.
+
+    Raises:
+        ValueError: a name in ``skip`` is not such a layer.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a collection of layer names, got the string {skip!r}")
+    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    for name in skip:
+        checks.choice("skip", name, layers)
+    return {name: weight for name, weight in layers.items() if name not in set(skip)}
+
+
+def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global") -> dict[str, Tensor]:
+    """Return the masks (True is kept) that give up the least important weights, exactly round(sparsity * weights) of them.
+
+    Args:
+        saliency: by layer name, the importance of each weight, of the weight's shape.
+        sparsity: share to give up, in [0, 1].
+        scope: "global" ranks all weights of the network together; "layer" gives up the same share of each layer.
+
+    Raises:
+        ValueError: an argument is out of range, or a saliency is NaN.
+    """
+    sparsity = checks.number("sparsity", sparsity, 0, 1)
+    checks.choice("scope", scope, ("global", "layer"))
+    for name, values in saliency.items():
+        if values.isnan().any():
+            raise ValueError(f"saliency of layer {name} must not be NaN")
+    if scope == "layer":
+        return {name: _keep_largest(values, sparsity) for name, values in saliency.items()}
+    flat = torch.cat([values.flatten() for values in saliency.values()]) if saliency else torch.empty(0)
+    parts = _keep_largest(flat, sparsity).split([values.numel() for values in saliency.values()])
+    return {name: part.view(values.shape) for (name, values), part in zip(saliency.items(), parts, strict=True)}
+
+
+def _keep_largest(values: Tensor, sparsity: float) -> Tensor:
+    count = round(sparsity * values.numel())
+    mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
+    if count:
+        mask[values.flatten().topk(count, largest=False).indices] = False
+    return mask.view(values.shape)
+
+
+def prune_once(model: nn.Module, sparsity: float, scope: str = "global", skip: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Set the smallest weights to zero, all at once and in place (magnitude pruning; Han 2015), and return the masks.
+
+    Args:
+        model: pruned in place.
+        sparsity: share of the prunable weights, in [0, 1].
+        scope: as in ``masks_for``.
+        skip: names of layers to leave alone.
+    """
+    weights = prunable(model, skip)
+    masks = masks_for({name: weight.detach().abs() for name, weight in weights.items()}, sparsity, scope)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.mul_(masks[name])
+    return masks
+
+
+class GradualPruner(Callback):
+    """Prune while training: ``fit(model, data, epochs=..., callbacks=[GradualPruner(PolynomialSchedule(0.9))])``.
+
+    Every few steps the masks are drawn anew at the sparsity the schedule asks for; after every step the weights outside the
+    masks, and their momentum, are set back to zero. A weight once given up stays so. Masks travel in fit's checkpoint.
+    torch.nn.utils.prune is not used: it replaces each weight by a pair of tensors and a hook, which every other tool of this
+    series (files, export, factorization) would have to know about. Here the model stays plain from first to last.
+
+    Args:
+        schedule: callable(progress) -> sparsity, for example a PolynomialSchedule; ``lambda progress: 0.9`` is one-shot.
+        importance: "magnitude", |w| (Han 2015), or "gradient", |w * dL/dw| averaged over the batches since the last
+            masks (first-order Taylor; Molchanov 2017, eq. 7).
+        scope: "global" or "layer", as in ``masks_for``.
+        skip: names of layers to leave alone.
+        every: steps between masks. Default: a hundredth of the run.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[[float], float],
+        importance: str = "magnitude",
+        scope: str = "global",
+        skip: Iterable[str] = (),
+        every: int | None = None,
+    ) -> None:
+        if not callable(schedule):
+            raise TypeError(f"schedule must be callable(progress) -> sparsity, got {schedule!r}")
+        self.schedule = schedule
+        self.importance = checks.choice("importance", importance, ("magnitude", "gradient"))
+        self.scope = checks.choice("scope", scope, ("global", "layer"))
+        self.skip = tuple(skip) if not isinstance(skip, str) else skip
+        self.every = None if every is None else checks.integer("every", every, 1)
+        self.masks: dict[str, Tensor] = {}
+        self._taylor: dict[str, Tensor] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Find the layers; take the masks back after an interruption."""
+        self.weights = prunable(run.model, self.skip)
+        device = next(iter(self.weights.values())).device if self.weights else None
+        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        self._apply(run)
+
+    def on_gradients(self, run: Run) -> None:
+        """Collect |w * dL/dw| where it is asked for."""
+        if self.importance == "gradient":
+            for name, weight in self.weights.items():
+                taylor = (weight.detach() * weight.grad).abs()
+                self._taylor[name] = self._taylor[name] + taylor if name in self._taylor else taylor
+
+    def on_step(self, run: Run) -> None:
+        """Draw the masks anew if it is time, and set what lies outside them to zero."""
+        every = self.every or max(1, run.steps // 100)
+        if run.step % every == 0 or run.step == run.steps:
+            saliency = self._taylor if self.importance == "gradient" else {n: w.detach().abs() for n, w in self.weights.items()}
+            for name, mask in self.masks.items():
+                saliency[name] = saliency[name].masked_fill(~mask, -1.0)  # below any weight that is still alive
+            drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
+            self.masks = {name: mask & self.masks.get(name, mask) for name, mask in drawn.items()}
+            self._taylor = {}
+        self._apply(run)
+
+    def on_epoch(self, run: Run) -> dict[str, float]:
+        """Add the reached sparsity to the epoch's row."""
+        total = sum(weight.numel() for weight in self.weights.values())
+        return {"sparsity": sum(int((weight == 0).sum()) for weight in self.weights.values()) / max(1, total)}
+
+    @torch.no_grad()
+    def _apply(self, run: Run) -> None:
+        for name, mask in self.masks.items():
+            weight = self.weights[name]
+            weight.mul_(mask)
+            momentum = run.optimizer.state.get(weight, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.mul_(mask)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return masks and collected gradients."""
+        return {f"mask/{n}": m for n, m in self.masks.items()} | {f"taylor/{n}": t for n, t in self._taylor.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.masks = {name.removeprefix("mask/"): tensor for name, tensor in state.items() if name.startswith("mask/")}
+        self._taylor = {name.removeprefix("taylor/"): tensor for name, tensor in state.items() if name.startswith("taylor/")}
+
+
+def sparsity_table(model: nn.Module) -> pd.DataFrame:
+    """Count the zeros: a row per Conv2d and Linear weight with layer, shape, parameters, zeros and sparsity (share of 1)."""
+    rows = []
+    for name, weight in prunable(model).items():
+        zeros = int((weight == 0).sum())
+        row = {"layer": name, "shape": tuple(weight.shape), "parameters": weight.numel(), "zeros": zeros}
+        rows.append(row | {"sparsity": zeros / max(1, weight.numel())})
+    return pd.DataFrame(rows, columns=["layer", "shape", "parameters", "zeros", "sparsity"])

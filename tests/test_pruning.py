@@ -1,0 +1,212 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from helpers import models
+from helpers.data import load_data
+from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
+from helpers.training import Callback, fit
+
+
+@pytest.fixture(scope="module")
+def few():
+    return load_data("digits", train_limit=256)
+
+
+def small():
+    torch.manual_seed(0)
+    return models.build("tiny_convnet", width=0.2)
+
+
+def magnitudes(model):
+    return {name: weight.detach().abs() for name, weight in prunable(model).items()}
+
+
+# -- the schedule ----------------------------------------------------------------------------------------------------
+
+
+def test_schedule_worked_by_hand():
+    schedule = PolynomialSchedule(0.8)
+    # Zhu and Gupta, eq. 1, at t = 1/2: 0.8 - 0.8 * (1/2)^3 = 0.7.
+    assert [schedule(t) for t in (0, 0.5, 1)] == pytest.approx([0, 0.7, 0.8])
+    assert PolynomialSchedule(0.9, 0.1, begin=0.2, end=0.6, power=1)(0.4) == pytest.approx(0.5)
+
+
+@given(
+    st.floats(0, 0.999), st.floats(0, 1), st.floats(0, 0.9), st.floats(0.01, 10),
+    st.floats(-3, 4), st.floats(-3, 4),
+)  # fmt: skip
+@settings(deadline=None)
+def test_schedule_never_leaves_its_range_and_never_falls(final, share, begin, power, first, second):
+    schedule = PolynomialSchedule(final, final * share, begin, 1.0, power)
+    low, high = sorted((first, second))
+    assert final * share <= schedule(low) + 1e-12
+    assert schedule(low) <= schedule(high) + 1e-12
+    assert schedule(high) <= final + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"final_sparsity": 1.0}, "final_sparsity"), ({"final_sparsity": -0.1}, "final_sparsity"),
+        ({"final_sparsity": float("nan")}, "final_sparsity"), ({"initial_sparsity": 0.9}, "initial_sparsity"),
+        ({"begin": 1.0}, "end"), ({"end": 0.0}, "end"), ({"end": 1.1}, "end"), ({"power": 0}, "power"), ({"power": "3"}, "power"),
+    ],
+)  # fmt: skip
+def test_schedule_names_a_bad_argument(arguments, name):
+    with pytest.raises((ValueError, TypeError), match=f"^{name} must be"):
+        PolynomialSchedule(**{"final_sparsity": 0.5, **arguments})
+
+
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "sparsity"), itertools.product(("vgg19", "resnet18"), (0.5, 0.9)))
+def test_global_masks_equal_pytorchs_to_the_weight(name, sparsity):
+    model = models.build(name)
+    masks = masks_for(magnitudes(model), sparsity)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    prune.global_unstructured([(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity)
+    assert all(torch.equal(masks[n], layer.weight_mask.bool()) for n, layer in layers.items())
+
+
+def test_layer_masks_equal_pytorchs_to_the_weight():
+    model = models.build("vgg11")
+    masks = masks_for(magnitudes(model), 0.7, "layer")
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            assert torch.equal(masks[name], prune.l1_unstructured(layer, "weight", 0.7).weight_mask.bool())
+
+
+@given(st.integers(0, 60), st.integers(0, 40), st.floats(0, 1), st.sampled_from(("global", "layer")), st.booleans())
+@settings(deadline=None)
+def test_the_asked_sparsity_is_reached_to_a_single_weight(first, second, sparsity, scope, ties):
+    saliency = {"a": torch.rand(first), "b": torch.rand(second)}
+    if ties:
+        saliency = {name: torch.ones_like(values) for name, values in saliency.items()}
+    masks = masks_for(saliency, sparsity, scope)
+    given_up = {name: int((~mask).sum()) for name, mask in masks.items()}
+    if scope == "global":
+        assert sum(given_up.values()) == round(sparsity * (first + second))
+    else:
+        assert given_up == {"a": round(sparsity * first), "b": round(sparsity * second)}
+    for name, mask in masks.items():
+        if mask.any() and not mask.all():
+            assert saliency[name][mask].min() >= saliency[name][~mask].max()
+
+
+def test_masks_name_what_is_wrong():
+    with pytest.raises(ValueError, match="saliency of layer a must not be NaN"):
+        masks_for({"a": torch.tensor([1.0, float("nan")])}, 0.5)
+    with pytest.raises(ValueError, match="scope must be one of 'global', 'layer'"):
+        masks_for({}, 0.5, "channel")
+    with pytest.raises(ValueError, match="sparsity"):
+        masks_for({}, 1.5)
+    with pytest.raises(ValueError, match="skip must be one of"):
+        prunable(small(), skip=["features.1"])
+    with pytest.raises(TypeError, match="skip"):
+        prunable(small(), skip="classifier")
+
+
+def test_prune_once_leaves_skipped_layers_biases_and_norms_alone():
+    model = small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prune_once(model, 0.9, skip=["classifier"])
+    table = sparsity_table(model).set_index("layer")
+    assert table.loc["classifier", "zeros"] == 0
+    rest = table.drop("classifier")
+    assert rest["zeros"].sum() == round(0.9 * rest["parameters"].sum())
+    for name, tensor in model.state_dict().items():
+        kept = tensor != 0 if name.removesuffix(".weight") in rest.index else torch.ones_like(tensor, dtype=torch.bool)
+        assert torch.equal(tensor[kept], before[name][kept])
+
+
+# -- while training --------------------------------------------------------------------------------------------------
+
+
+class Watch(Callback):
+    """After every step: weights and momentum outside the masks are zero, and no mask has opened again."""
+
+    def __init__(self, pruner):
+        self.pruner, self.before = pruner, {}
+
+    def on_step(self, run):
+        for name, mask in self.pruner.masks.items():
+            weight = self.pruner.weights[name]
+            assert not weight[~mask].any()
+            assert not run.optimizer.state[weight]["momentum_buffer"][~mask].any()
+            if name in self.before:
+                assert not (mask & ~self.before[name]).any()
+        self.before = dict(self.pruner.masks)
+
+
+@pytest.mark.parametrize(("importance", "scope"), itertools.product(("magnitude", "gradient"), ("global", "layer")))
+def test_gradual_pruning_reaches_its_sparsity_and_keeps_it(few, importance, scope):
+    pruner = GradualPruner(PolynomialSchedule(0.8, end=0.6), importance, scope, skip=["classifier"], every=2)
+    model = small()
+    history = fit(model, few, epochs=3, batch_size=32, callbacks=[pruner, Watch(pruner)], progress=False)
+    table = sparsity_table(model).set_index("layer").drop("classifier")
+    if scope == "global":
+        assert table["zeros"].sum() == round(0.8 * table["parameters"].sum())
+    else:
+        assert (table["zeros"] == (0.8 * table["parameters"]).round()).all()
+    assert history["sparsity"].is_monotonic_increasing
+    assert type(model.features[0]) is nn.Conv2d
+    assert not hasattr(model.features[0], "weight_mask")
+
+
+def test_gradient_importance_is_the_mean_first_order_term(few):
+    """One batch, one mask: the saliency is |w * dL/dw| of that batch, by autograd on a twin."""
+    pruner = GradualPruner(lambda progress: 0.5, "gradient", every=1)
+    collected = {}
+
+    class Peek(Callback):
+        def on_gradients(self, run):
+            collected.update({n: (w.detach() * w.grad).abs() for n, w in prunable(run.model).items()})
+
+    model = small()
+    fit(model, few, epochs=1, batch_size=256, precision="fp32", callbacks=[Peek(), pruner], progress=False)
+    assert all(torch.equal(pruner.masks[n], mask) for n, mask in masks_for(collected, 0.5).items())
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "gradient"])
+def test_an_interrupted_pruning_ends_with_the_same_bits(few, tmp_path, importance):
+    def run(checkpoint, *callbacks):
+        model = small()
+        pruner = GradualPruner(PolynomialSchedule(0.9), importance, every=3)
+        fit(model, few, epochs=3, batch_size=32, checkpoint=checkpoint, callbacks=[pruner, *callbacks], progress=False)
+        return model
+
+    class Stop(Callback):
+        def on_step(self, run):
+            if run.step == 13:
+                raise KeyboardInterrupt
+
+    whole, path = run(None), tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, Stop())
+    resumed = run(path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+
+
+def test_a_pruned_model_saves_and_loads_like_any_other(tmp_path):
+    model = small()
+    prune_once(model, 0.9)
+    back = models.load(models.save(model, tmp_path / "m.safetensors"))
+    assert sparsity_table(back).equals(sparsity_table(model))
+
+
+def test_bad_arguments_of_the_pruner_are_named():
+    for arguments, name in (
+        ({"schedule": 0.9}, "schedule"),
+        ({"importance": "random"}, "importance"),
+        ({"scope": "all"}, "scope"),
+        ({"every": 0}, "every"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=name):
+            GradualPruner(**{"schedule": PolynomialSchedule(0.5), **arguments})
