@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--student", default="tiny_convnet", choices=models.MODELS)
     arguments = parser.parse_args()
     COMMANDS[arguments.what](arguments)
+    results.write_readme()
 
 
 if __name__ == "__main__":

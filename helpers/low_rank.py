@@ -51,7 +51,7 @@ def singular_values(module: nn.Module, scheme: str = "channel") -> Tensor:
     For a grouped convolution the i-th value is the root of the sum of squares of the groups' i-th values, so that ``energy``
     says what is kept when every group keeps the same rank.
     """
-    return torch.linalg.svdvals(matricize(module, scheme).double()).square().sum(0).sqrt()
+    return torch.linalg.svdvals(matricize(module, scheme).to("cpu", torch.float64)).square().sum(0).sqrt()
 
 
 def energy(singular_values: Tensor) -> Tensor:
@@ -135,7 +135,8 @@ def analyze(model: nn.Module, energy: float = 0.9, *, scheme: str = "channel", s
                 "worthwhile": size < layer.weight.numel(),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["layer", "shape", "full_rank", "rank", "energy", "parameters", "factorized_parameters", "break_even_rank", "worthwhile"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -157,7 +158,7 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
     """Return two layers that together compute the best approximation of ``module`` of this rank.
 
     Both parts carry the square root of the singular values, so neither is much larger than the other and both train alike.
-    Stride, padding, dilation, groups, bias, type and device are the layer's own.
+    Stride, padding, dilation, groups, bias, type, device, memory format and whether it trains are the layer's own.
 
     Args:
         module: a Conv2d or Linear.
@@ -169,8 +170,8 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
     """
     matrix = matricize(module, scheme)
     groups, rows, columns = matrix.shape
-    checks.integer("rank", rank, 1, min(rows, columns))
-    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = checks.integer("rank", rank, 1, min(rows, columns))
+    u, s, v = torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False)
     root = s[:, :rank].sqrt()
     left, right = u[:, :, :rank] * root[:, None], v[:, :rank] * root[:, :, None]  # groups x rows x rank, groups x rank x columns
     if isinstance(module, nn.Linear):
@@ -192,7 +193,9 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
             part.weight.copy_(weight)
         if module.bias is not None:
             parts[1].bias.copy_(module.bias)
-    return parts
+    if isinstance(module, nn.Conv2d) and module.weight.is_contiguous(memory_format=torch.channels_last):
+        parts.to(memory_format=torch.channels_last)
+    return parts.requires_grad_(module.weight.requires_grad)
 
 
 def _convolutions(module: nn.Conv2d, channels: int, scheme: str) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -240,9 +243,10 @@ def factorize(
         chosen = {name: rank_for_energy(singular_values(layer, scheme), energy) for name, layer in layers.items()}
         chosen = {name: rank for name, rank in chosen.items() if rank <= break_even_rank(layers[name], scheme)}
     else:
-        chosen = dict(ranks)
-        for name in chosen:
+        chosen = dict(checks.instance("ranks", ranks, Mapping))
+        for name, rank in chosen.items():
             checks.choice("ranks", name, layers)
+            chosen[name] = checks.integer(f"ranks[{name!r}]", rank, 1, min(matricize(layers[name], scheme).shape[1:]))
     result = copy.deepcopy(model)
     for name, rank in chosen.items():
         before, after = layers[name].weight.numel(), factorized_size(layers[name], rank, scheme)

@@ -347,7 +347,10 @@ def _reshape(model: nn.Module, layers: dict[str, dict]) -> None:
         if math.prod(sizes) >= 2**40:
             raise ValueError(f"layer {name} claims an absurd size")
         parent, _, child = name.rpartition(".")
-        if type(model.get_submodule(parent)) in SETTINGS:
-            model.set_submodule(parent, nn.Sequential())
+        path = parent.split(".") if parent else []
+        for depth in range(1, len(path) + 1):
+            above = model.get_submodule(".".join(path[: depth - 1]))
+            if type(getattr(above, path[depth - 1], None)) in (*SETTINGS, type(None)):
+                above.add_module(path[depth - 1], nn.Sequential())
         layer = kinds[arguments.pop("type")](**arguments)
         model.get_submodule(parent).add_module(child, layer)

@@ -1,4 +1,4 @@
-"""Pruning: the technique that changes the step. After each optimizer step, the weights that were given up are zero again."""
+"""Pruning: the technique that changes the step. After each optimizer step, the weights that were given up are zero."""
 
 from __future__ import annotations
 
@@ -37,15 +37,22 @@ class PolynomialSchedule:
         if self.final_sparsity == 1:
             raise ValueError("final_sparsity must be in [0, 1), got 1.0: no weight would be left")
         self.initial_sparsity = checks.number("initial_sparsity", initial_sparsity, 0, self.final_sparsity)
-        self.begin = checks.number("begin", begin, 0, 1)
+        self.begin = checks.number("begin", begin, 0, 0.9999)
         self.end = checks.number("end", end, self.begin, 1, open_low=True)
         self.power = checks.number("power", power, 0, open_low=True)
 
     def __call__(self, progress: float) -> float:
         """Return the sparsity asked for at ``progress``: 0 is the start of the run, 1 its end."""
         t = (progress - self.begin) / (self.end - self.begin)
-        left = (1 - min(max(t, 0.0), 1.0)) ** self.power
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left
+        if t <= 0:
+            return self.initial_sparsity
+        if t >= 1:
+            return self.final_sparsity
+        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - t) ** self.power
+
+    def __repr__(self) -> str:
+        """Return the schedule as it is written."""
+        return f"PolynomialSchedule({self.final_sparsity}, {self.initial_sparsity}, {self.begin}, {self.end}, {self.power})"
 
 
 def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Parameter]:
@@ -61,9 +68,10 @@ def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Paramet
     if isinstance(skip, str):
         raise TypeError(f"skip must be a collection of layer names, got the string {skip!r}")
     layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    skip = set(skip)
     for name in skip:
         checks.choice("skip", name, layers)
-    return {name: weight for name, weight in layers.items() if name not in set(skip)}
+    return {name: weight for name, weight in layers.items() if name not in skip}
 
 
 def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global") -> dict[str, Tensor]:
@@ -93,7 +101,7 @@ def _keep_largest(values: Tensor, sparsity: float) -> Tensor:
     count = round(sparsity * values.numel())
     mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
     if count:
-        mask[values.flatten().topk(count, largest=False).indices] = False
+        mask[values.flatten().topk(count, largest=False, sorted=False).indices] = False
     return mask.view(values.shape)
 
 
@@ -110,15 +118,16 @@ def prune_once(model: nn.Module, sparsity: float, scope: str = "global", skip: I
     masks = masks_for({name: weight.detach().abs() for name, weight in weights.items()}, sparsity, scope)
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.mul_(masks[name])
+            weight.masked_fill_(~masks[name], 0)  # not a product: that would leave -0.0, which does not zip
     return masks
 
 
 class GradualPruner(Callback):
     """Prune while training: ``fit(model, data, epochs=..., callbacks=[GradualPruner(PolynomialSchedule(0.9))])``.
 
-    Every few steps the masks are drawn anew at the sparsity the schedule asks for; after every step the weights outside the
-    masks, and their momentum, are set back to zero. A weight once given up stays so. Masks travel in fit's checkpoint.
+    Every few steps the masks are drawn anew at the sparsity the schedule asks for, and the weights outside them, and their
+    momentum, set to zero. There they stay, because their gradient is masked: a weight once given up is given up for good.
+    Masks travel in fit's checkpoint; a new run starts with open masks.
     torch.nn.utils.prune is not used: it replaces each weight by a pair of tensors and a hook, which every other tool of this
     series (files, export, factorization) would have to know about. Here the model stays plain from first to last.
 
@@ -152,45 +161,59 @@ class GradualPruner(Callback):
         self.masks: dict[str, Tensor] = {}
         self._taylor: dict[str, Tensor] = {}
 
+    def extra_repr(self) -> str:
+        """Return the settings, for fit's checkpoint; a schedule by what it asks for along the run."""
+        asked = ", ".join(f"{self.schedule(step / 10):.4g}" for step in range(11))
+        return f"{self.importance}, {self.scope}, skip={sorted(self.skip)}, every={self.every}, schedule=[{asked}]"
+
     def on_start(self, run: Run) -> None:
-        """Find the layers; take the masks back after an interruption."""
+        """Find the layers; start with open masks, or take them back after an interruption."""
         self.weights = prunable(run.model, self.skip)
-        device = next(iter(self.weights.values())).device if self.weights else None
-        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
-        self._apply(run)
+        for name, weight in self.weights.items():
+            if not weight.requires_grad:
+                raise ValueError(f"skip must name {name}, whose weights are frozen")
+        if run.step == 0:
+            self.masks, self._taylor = {}, {}
+        self.masks = {name: self._like(name, mask) for name, mask in self.masks.items()}
+        self._taylor = {name: self._like(name, taylor) for name, taylor in self._taylor.items()}
 
+    def _like(self, name: str, tensor: Tensor) -> Tensor:
+        """Put a tensor on the device and in the memory order of layer ``name``'s weight."""
+        return torch.empty_like(self.weights[name], dtype=tensor.dtype).copy_(tensor)
+
+    @torch.no_grad()
     def on_gradients(self, run: Run) -> None:
-        """Collect |w * dL/dw| where it is asked for."""
-        if self.importance == "gradient":
-            for name, weight in self.weights.items():
-                taylor = (weight.detach() * weight.grad).abs()
+        """Collect |w * dL/dw| where it is asked for; what is given up gets no gradient, so it and its momentum stay zero."""
+        for name, weight in self.weights.items():
+            if self.importance == "gradient":
+                taylor = (weight * weight.grad).abs()
                 self._taylor[name] = self._taylor[name] + taylor if name in self._taylor else taylor
+            if name in self.masks:
+                weight.grad.masked_fill_(~self.masks[name], 0)
 
+    @torch.no_grad()
     def on_step(self, run: Run) -> None:
         """Draw the masks anew if it is time, and set what lies outside them to zero."""
         every = self.every or max(1, run.steps // 100)
-        if run.step % every == 0 or run.step == run.steps:
-            saliency = self._taylor if self.importance == "gradient" else {n: w.detach().abs() for n, w in self.weights.items()}
-            for name, mask in self.masks.items():
-                saliency[name] = saliency[name].masked_fill(~mask, -1.0)  # below any weight that is still alive
-            drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
-            self.masks = {name: mask & self.masks.get(name, mask) for name, mask in drawn.items()}
-            self._taylor = {}
-        self._apply(run)
+        if run.step % every and run.step != run.steps:
+            return
+        saliency = self._taylor if self.importance == "gradient" else {n: w.detach().abs() for n, w in self.weights.items()}
+        for name, mask in self.masks.items():
+            saliency[name].masked_fill_(~mask, -1.0)  # below any weight that is still alive
+        drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
+        self.masks = {name: self._like(name, mask & self.masks.get(name, mask)) for name, mask in drawn.items()}
+        self._taylor = {}
+        for name, weight in self.weights.items():
+            gone = ~self.masks[name]
+            weight.masked_fill_(gone, 0)
+            momentum = run.optimizer.state.get(weight, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.masked_fill_(gone, 0)
 
     def on_epoch(self, run: Run) -> dict[str, float]:
         """Add the reached sparsity to the epoch's row."""
         total = sum(weight.numel() for weight in self.weights.values())
         return {"sparsity": sum(int((weight == 0).sum()) for weight in self.weights.values()) / max(1, total)}
-
-    @torch.no_grad()
-    def _apply(self, run: Run) -> None:
-        for name, mask in self.masks.items():
-            weight = self.weights[name]
-            weight.mul_(mask)
-            momentum = run.optimizer.state.get(weight, {}).get("momentum_buffer")
-            if momentum is not None:
-                momentum.mul_(mask)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return masks and collected gradients."""

@@ -97,6 +97,22 @@ def read(name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
+    """Return the largest experiment of distillation.csv: its settings, and the percentages of its complete pairs.
+
+    Args:
+        runs: what ``read("distillation")`` gave.
+
+    Returns:
+        A row with the settings, and a table with a row per seed and the columns alone and taught, in percent.
+    """
+    settings = ["student", "teacher", "data", "train_pictures", "epochs"]
+    row = runs.loc[(runs["train_pictures"] * runs["epochs"]).idxmax()]
+    same = runs[(runs[settings] == row[settings]).all(axis=1)]
+    counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last").reindex(columns=["alone", "taught"])
+    return row, 100 * counts.dropna() / row["total"]
+
+
 def markdown() -> str:
     """Return the README's results section, made from the files alone; what has not been measured is not mentioned."""
     lines = []
@@ -105,27 +121,22 @@ def markdown() -> str:
         accuracy = Accuracy(int(row["correct"]), int(row["total"]))
         lines += [f"- **Teacher**, VGG-19 on CIFAR-10, {row['epochs']} epochs on {row['device']}: {accuracy} on the test split."]
     if (RESULTS / "distillation.csv").exists():
-        lines.append(_distillation_line(read("distillation")))
+        row, wide = pairs(read("distillation"))
+        gains = wide["taught"] - wide["alone"]
+        if len(gains) > 1:
+            lines.append(
+                f"- **Distillation**: {row['student']} taught by VGG-19 on {row['train_pictures']:,} pictures for {row['epochs']} epochs "
+                f"reaches {wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of "
+                f"{gains.mean():.2f} points (standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
+            )
     if (RESULTS / "speed.csv").exists():
-        row = read("speed").iloc[-1]
+        row = read("speed").dropna(subset=["ratio"]).iloc[-1]
         lines.append(
             f"- **The loop** trains VGG-19 at {row['fit_images_per_second']:.1f} pictures/s on {row['device']}, {row['ratio']:.2f} times "
             f"as fast as the plain loop of PyTorch's CIFAR-10 tutorial ({row['tutorial_images_per_second']:.1f}), "
-            f"in batches of {row['batch_size']}."
+            f"in batches of {row['batch_size']:.0f}."
         )
     return "\n".join(lines)
-
-
-def _distillation_line(runs: pd.DataFrame) -> str:
-    runs = runs[runs["train_pictures"] == runs["train_pictures"].max()]
-    row = runs.iloc[0]
-    wide = 100 * runs.pivot(index="seed", columns="arm", values="correct") / row["total"]
-    gains = wide["taught"] - wide["alone"]
-    return (
-        f"- **Distillation**: {row['student']} taught by VGG-19 on {row['train_pictures']:,} pictures for {row['epochs']} epochs reaches "
-        f"{wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of {gains.mean():.2f} points "
-        f"(standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
-    )
 
 
 def write_readme(path: Path = HOME / "README.md") -> None:

@@ -68,7 +68,7 @@ class Lesson:
         try:
             return _digits_teacher(self.data, checkpoint)
         except ValueError:  # the file in build/ is damaged, or of another version of this code: make it anew
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
             return _digits_teacher(self.data, checkpoint)
 
 
@@ -120,6 +120,7 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
     table, failures = [], 0
     if budget:
         os.environ["NNC_BUDGET"] = budget
+    os.environ["CIFAR10_ROOT"] = str(cifar10_root().resolve())  # a kernel runs in its notebook's folder
     if write:
         os.environ["NNC_PUBLISH"] = "1"
     chosen = [path for path in notebooks() if only in path.name]
@@ -191,7 +192,8 @@ def test() -> int:
             continue
         print(f"\n== {name}", flush=True)
         started = time.perf_counter()
-        environment = {**os.environ, "NNC_BUDGET": "quick", **({"NNC_DATA": data} if on else {})}
+        environment = {**os.environ, "NNC_BUDGET": "quick", "CIFAR10_ROOT": str(cifar10_root().resolve())}
+        environment |= {"NNC_DATA": data} if on else {}
         failed = subprocess.run(command, cwd=HOME, env=environment).returncode
         verdicts[name] = f"{'FAILED' if failed else 'passed'} in {(time.perf_counter() - started) / 60:.1f} min"
     print("\n" + "\n".join(f"{name:<24}{verdict}" for name, verdict in verdicts.items()))

@@ -72,6 +72,10 @@ class Callback:
         """After each epoch; what is returned becomes columns of its row."""
         return {}
 
+    def extra_repr(self) -> str:
+        """Return the settings that make this run another run; fit's checkpoint remembers them."""
+        return ""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed run needs."""
         return {}
@@ -154,6 +158,8 @@ def fit(
         raise ValueError(f"label_smoothing must be 0 when loss is given, got {label_smoothing}: it is the default loss's")
 
     # 1. Everything moves to the device once: the model, the teacher if the loss has one, the pictures.
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model must have a parameter to train, but every one is frozen (requires_grad is False)")
     accelerator = Accelerator(mixed_precision="no")  # autocast is ours, below: it then covers a teacher too
     device = accelerator.device
     if batch_size % accelerator.num_processes:
@@ -255,10 +261,12 @@ def _fingerprint(model: nn.Module, data: Data, loss: Loss | None, callbacks: Seq
     """Say what a run trains, on what, how: a checkpoint is only taken up by the run that wrote it."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     described = loss.extra_repr() if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", "")
+    observed = [f"{type(callback).__name__}({callback.extra_repr()})" for callback in callbacks if callback.extra_repr()]
     return {
         "data": [data.name, len(data.train), zlib.crc32(data.train.images.cpu().numpy()), zlib.crc32(data.train.labels.cpu().numpy())],
         "model": zlib.crc32(json.dumps(shapes).encode()),
         "loss": "" if loss is None else f"{type(loss).__name__}({described})",
+        "callbacks": observed,
     }
 
 

@@ -1,3 +1,7 @@
+import os
+
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # the tests' numbers are those of a CPU
+
 import pytest
 import torch
 

@@ -1,5 +1,6 @@
 """The process that test_training kills: imported once by a fork server, so that each child starts in a moment."""
 
+import sklearn.datasets  # noqa: F401  (load_data would import it in every child)
 import torch
 
 from helpers import models

@@ -157,8 +157,8 @@ def test_energy_out_of_range(bad):
 def test_other_bad_arguments_are_named():
     model = models.build("tiny_convnet", width=0.3)
     for ranks, message in (
-        ({"classifier": 0}, "rank must be"),
-        ({"classifier": 11}, "rank must be"),
+        ({"classifier": 0}, r"ranks\['classifier'\] must be"),
+        ({"classifier": 11}, r"ranks\['classifier'\] must be"),
         ({"nowhere": 1}, "ranks must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -171,3 +171,27 @@ def test_other_bad_arguments_are_named():
         energy(torch.tensor([1.0, math.nan]))
     with pytest.raises(TypeError, match="module must be Conv2d or Linear"):
         singular_values(nn.ReLU())
+
+
+def test_factorizing_twice_and_ranks_from_a_table_still_save(tmp_path):
+    model = models.build("tiny_convnet", width=0.5)
+    table = analyze(model, 0.5)
+    ranks = dict(table[table["worthwhile"]].set_index("layer")["rank"])
+    twice = factorize(factorize(model, ranks=ranks), 0.3)
+    back = models.load(models.save(twice, tmp_path / "m.safetensors"))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(back(x), twice.eval()(x), atol=1e-5)
+
+
+def test_parts_keep_what_the_layer_was():
+    layer = nn.Conv2d(8, 8, 3, padding="same", padding_mode="reflect").to(torch.bfloat16, memory_format=torch.channels_last)
+    layer.requires_grad_(False).eval()
+    for scheme in ("channel", "spatial"):
+        for part in split(layer, 3, scheme):
+            assert part.weight.dtype == torch.bfloat16
+            assert part.weight.is_contiguous(memory_format=torch.channels_last)
+            assert not part.weight.requires_grad
+            assert not part.training
+        x = torch.randn(1, 8, 9, 9)
+        assert torch.allclose(split(layer.float(), 8 if scheme == "channel" else 24, scheme)(x), layer(x), atol=1e-4)
+        layer.bfloat16()

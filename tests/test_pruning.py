@@ -55,7 +55,7 @@ def test_schedule_never_leaves_its_range_and_never_falls(final, share, begin, po
     [
         ({"final_sparsity": 1.0}, "final_sparsity"), ({"final_sparsity": -0.1}, "final_sparsity"),
         ({"final_sparsity": float("nan")}, "final_sparsity"), ({"initial_sparsity": 0.9}, "initial_sparsity"),
-        ({"begin": 1.0}, "end"), ({"end": 0.0}, "end"), ({"end": 1.1}, "end"), ({"power": 0}, "power"), ({"power": "3"}, "power"),
+        ({"begin": 1.0}, "begin"), ({"end": 0.0}, "end"), ({"end": 1.1}, "end"), ({"power": 0}, "power"), ({"power": "3"}, "power"),
     ],
 )  # fmt: skip
 def test_schedule_names_a_bad_argument(arguments, name):
@@ -139,6 +139,7 @@ class Watch(Callback):
         for name, mask in self.pruner.masks.items():
             weight = self.pruner.weights[name]
             assert not weight[~mask].any()
+            assert not weight[~mask].signbit().any()
             assert not run.optimizer.state[weight]["momentum_buffer"][~mask].any()
             if name in self.before:
                 assert not (mask & ~self.before[name]).any()
@@ -210,3 +211,29 @@ def test_bad_arguments_of_the_pruner_are_named():
     ):
         with pytest.raises((ValueError, TypeError), match=name):
             GradualPruner(**{"schedule": PolynomialSchedule(0.5), **arguments})
+
+
+def test_a_resumed_run_must_have_the_same_pruner(few, tmp_path):
+    path = tmp_path / "run.safetensors"
+    fit(small(), few, epochs=1, batch_size=64, checkpoint=path, callbacks=[GradualPruner(PolynomialSchedule(0.9))], progress=False)
+    for callbacks in ([], [GradualPruner(PolynomialSchedule(0.95))], [GradualPruner(PolynomialSchedule(0.9), "gradient")]):
+        with pytest.raises(ValueError, match="belongs to a run with callbacks"):
+            fit(small(), few, epochs=1, batch_size=64, checkpoint=path, callbacks=callbacks, progress=False)
+
+
+def test_a_pruner_used_again_starts_with_open_masks(few):
+    pruner = GradualPruner(PolynomialSchedule(0.9), every=4)
+    runs = []
+    for _ in range(2):
+        model = small()
+        fit(model, few, epochs=1, batch_size=64, callbacks=[pruner], progress=False)
+        runs.append(model)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True))
+
+
+def test_frozen_layers_must_be_skipped_and_skip_may_be_any_iterable(few):
+    model = small()
+    model.classifier.requires_grad_(False)
+    with pytest.raises(ValueError, match="skip must name classifier"):
+        fit(model, few, epochs=1, batch_size=64, callbacks=[GradualPruner(PolynomialSchedule(0.5))], progress=False)
+    assert "classifier" not in prunable(model, skip=(name for name in ["classifier"]))

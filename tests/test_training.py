@@ -297,8 +297,8 @@ class Child:
 
 
 def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
-    started = time.perf_counter()
-    whole = Child(tmp_path / "whole.safetensors").finish()
+    child, started = Child(tmp_path / "whole.safetensors"), time.perf_counter()
+    whole = child.finish()
     length = time.perf_counter() - started
     moments, hits = random.Random(0), 0
     for number in range(4):  # four runs, three kills each: so that none comes when the run is over
