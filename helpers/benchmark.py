@@ -40,7 +40,7 @@ def teacher(arguments: argparse.Namespace) -> None:
     models.save(model, TEACHER, torch.float16)
     accuracy = evaluate(models.load(TEACHER), data.test)
     row = {"model": "vgg19", "data": data.name, "epochs": epochs, "correct": accuracy.correct, "total": accuracy.total}
-    results.append("teacher", row | {"bytes": TEACHER.stat().st_size} | results.provenance(seed))
+    results.append("teacher", row | results.provenance(seed))
     print(f"VGG-19 on the test split: {accuracy}")
 
 
