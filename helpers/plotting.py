@@ -152,6 +152,7 @@ def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(1.1 + 0.85 * table.shape[1], 1.2 + 0.55 * table.shape[0]), layout="constrained")
     sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": unit})
     axes.set_title(title)
+    axes.grid(visible=False)
     return figure
 
 
