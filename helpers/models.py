@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from helpers import checks
+from helpers.storage import STORAGES, pack, unpack
 
 FORMAT = "neural-network-compression/1"
 
@@ -230,7 +231,7 @@ def _layers(model: nn.Module) -> dict[str, dict]:
     return {name: {"type": kind, **settings} for name, (kind, settings) in described.items() if settings is not None}
 
 
-def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = None) -> Path:
+def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = None, storage: str = "dense") -> Path:
     """Write a network to a safetensors file that ``load`` turns back into the same network.
 
     The recipe (name, width, and the shape of every layer) and a SHA-256 of the weights stand in the file's
@@ -241,14 +242,16 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
         model: made by ``build``, possibly compressed since.
         path: the file to write, ending in .safetensors; its folder is made if need be.
         dtype: store floating-point weights in this type (torch.float16 halves the file). Default: as they are.
+        storage: how weights lie in the file, for models with many zeros: "dense", "zip", "bitmask", "bitmask+zip", "csr" or
+            "2:4" (see ``helpers.storage``). All of them lose nothing.
 
     Returns:
         The path.
 
     Raises:
         TypeError: ``model`` has no recipe.
-        ValueError: ``path`` does not end in .safetensors, a weight does not fit in ``dtype``, or ``model`` holds a layer that
-            the recipe cannot describe.
+        ValueError: ``path`` does not end in .safetensors, ``storage`` is unknown, a weight does not fit in ``dtype``, or ``model``
+            holds a layer that the recipe cannot describe.
         OSError: the file cannot be written; an older file of that name is left as it was.
     """
     if not isinstance(getattr(model, "recipe", None), dict):
@@ -256,6 +259,7 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    checks.choice("storage", storage, STORAGES)
     tensors = {}
     for name, tensor in model.state_dict().items():
         kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
@@ -269,6 +273,9 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
         if mine.get(name) != theirs.get(name):
             raise ValueError(f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back")
     metadata = {"format": FORMAT, "recipe": recipe, "sha256": digest(tensors, recipe)}
+    if storage != "dense":
+        tensors, packed = pack(tensors, storage)
+        metadata |= {"storage": storage, "packed": json.dumps(packed)}
     with checks.atomic_path(path) as part:
         save_file(tensors, part, metadata)
     return path
@@ -284,6 +291,11 @@ def load(path: str | os.PathLike) -> nn.Module:
     metadata, tensors = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this project (format {metadata.get('format')!r}). {_WAY_OUT}")
+    if "packed" in metadata:
+        try:
+            tensors = unpack(tensors, json.loads(metadata["packed"]), metadata.get("storage", ""))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} holds packed weights that do not fit together ({error}). {_WAY_OUT}") from error
     if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "")):
         raise CheckpointError(f"{path} is altered: its contents do not match the checksum in its header. {_WAY_OUT}")
     try:

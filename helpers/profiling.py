@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import checks, models
 from helpers.data import Data, Split
 from helpers.evaluation import Accuracy, evaluate, evaluating
+from helpers.storage import STORAGES
 
 
 def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, latency: bool = False, repeats: int = 20) -> pd.DataFrame:
@@ -92,10 +93,28 @@ def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) ->
     return counter.get_total_flops() // 2
 
 
-def file_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
+def file_bytes(model: nn.Module, dtype: torch.dtype | None = None, storage: str = "dense") -> int:
     """Return the bytes of the file that ``models.save`` writes for this model (really written, then deleted)."""
     with tempfile.TemporaryDirectory() as folder:
-        return models.save(model, Path(folder) / "model.safetensors", dtype).stat().st_size
+        return models.save(model, Path(folder) / "model.safetensors", dtype, storage).stat().st_size
+
+
+def storage_table(model: nn.Module, dtype: torch.dtype | None = None) -> pd.DataFrame:
+    """Write ``model`` in every storage of ``helpers.storage``: a row each, with storage, bytes and the ratio to dense."""
+    table = pd.DataFrame([{"storage": storage, "bytes": file_bytes(model, dtype, storage)} for storage in STORAGES])
+    return table.assign(ratio=table["bytes"][0] / table["bytes"])
+
+
+def smallest_file(model: nn.Module) -> tuple[str, int]:
+    """Return the storage in which this model's file is smallest, and its bytes.
+
+    A network without zeros to speak of (fewer than one weight in 32, the price of a mask) is stored dense, as everybody does.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    if 32 * zeros < sum(weight.numel() for weight in weights):
+        return "dense", file_bytes(model)
+    return min(((storage, file_bytes(model, storage=storage)) for storage in STORAGES), key=lambda pair: pair[1])
 
 
 def measure_latency(
@@ -167,14 +186,17 @@ def summarize(
         repeats: timings.
 
     Returns:
-        parameters, macs, bytes (of the file), memory_bytes (peak while running), accuracy (an Accuracy or None), and
-        the keys of ``measure_latency``.
+        parameters, nonzeros (of them), macs, bytes and storage (of the smallest file; see ``smallest_file``), memory_bytes (peak
+        while running), accuracy (an Accuracy or None), and the keys of ``measure_latency``.
     """
     split = data.test if isinstance(data, Data) else data
+    storage, size = smallest_file(model)
     return {
         "parameters": count_parameters(model),
+        "nonzeros": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
         "macs": count_macs(model, input_shape),
-        "bytes": file_bytes(model),
+        "bytes": size,
+        "storage": storage,
         "memory_bytes": peak_memory(model, input_shape),
         "accuracy": None if split is None else evaluate(model, split),
         **measure_latency(model, input_shape, threads=threads, repeats=repeats),
@@ -193,8 +215,8 @@ def compare(
         options: passed on to ``summarize``.
 
     Returns:
-        A row per network, indexed by name: size_mb (of the file), parameters, macs, accuracy (percent), correct,
-        total, latency_ms, latency_low_ms, latency_high_ms (quartiles), compression (times fewer bytes than the
+        A row per network, indexed by name: size_mb (of the smallest file), storage, parameters, nonzeros, macs, accuracy (percent),
+        correct, total, latency_ms, latency_low_ms, latency_high_ms (quartiles), compression (times fewer bytes than the
         baseline), speedup (times lower latency). ``.attrs`` holds batch and threads.
 
     Raises:
@@ -208,7 +230,7 @@ def compare(
     rows = []
     for name, cost in costs.items():
         accuracy: Accuracy | None = cost["accuracy"]
-        row = {"model": name, "size_mb": cost["bytes"] / 1e6, "parameters": cost["parameters"], "macs": cost["macs"]}
+        row = {"model": name, "size_mb": cost["bytes"] / 1e6} | {key: cost[key] for key in ("storage", "parameters", "nonzeros", "macs")}
         if accuracy is not None:
             row |= {"accuracy": 100 * float(accuracy), "correct": accuracy.correct, "total": accuracy.total}
         row |= {key: cost[key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from helpers import checks
+from helpers.data import Split
+from helpers.evaluation import evaluate
+from helpers.profiling import file_bytes
 from helpers.training import Callback, Run
 
 
@@ -233,3 +237,178 @@ def sparsity_table(model: nn.Module) -> pd.DataFrame:
         row = {"layer": name, "shape": tuple(weight.shape), "parameters": weight.numel(), "zeros": zeros}
         rows.append(row | {"sparsity": zeros / max(1, weight.numel())})
     return pd.DataFrame(rows, columns=["layer", "shape", "parameters", "zeros", "sparsity"])
+
+
+def prune_two_of_four(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Keep the two largest of every four neighbouring inputs of a weight, in place (Mishra 2021), and return the masks.
+
+    Layers whose number of inputs is not a multiple of four are left alone.
+    """
+    masks = {}
+    for name, weight in prunable(model, skip).items():
+        if weight.shape[1] % 4 == 0:
+            groups = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, 4))
+            mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, groups.topk(2, dim=-1).indices, True)
+            masks[name] = mask.flatten(-2).movedim(-1, 1)
+            with torch.no_grad():
+                weight.masked_fill_(~masks[name], 0)
+    return masks
+
+
+def sensitivity(
+    model: nn.Module,
+    split: Split,
+    ratios: Iterable[float] = (0.5, 0.8, 0.9, 0.95, 0.98),
+    *,
+    unit: str = "weight",
+    skip: Iterable[str] = (),
+    precision: str = "fp32",
+) -> pd.DataFrame:
+    """Prune one layer at a time, nothing else, and see what it does to the accuracy (Han 2015, section 5, figure 6).
+
+    Args:
+        model: is not changed.
+        split: what to measure on; the validation split, since what is read from it is a choice.
+        ratios: shares of the layer to take away, in [0, 1).
+        unit: "weight", the smallest weights set to zero, or "channel", whole outputs removed as ``prune_channels`` does.
+        skip: names of layers to leave alone.
+        precision: as in ``evaluate``.
+
+    Returns:
+        A row per layer and ratio: layer, ratio, correct, total, accuracy (share of 1); ratio 0 is the network as it is.
+    """
+    checks.choice("unit", unit, ("weight", "channel"))
+    ratios = [checks.number("ratios", ratio, 0, 0.9999) for ratio in ratios]
+    layers = list(prunable(model, skip))
+    if unit == "channel":
+        layers = [name for name in layers if name != _classifier(model)]
+    whole = evaluate(model, split, precision=precision)
+    rows = []
+    for name in layers:
+        rows.append((name, 0.0, whole.correct, whole.total, float(whole)))
+        for ratio in ratios:
+            thinner = copy.deepcopy(model)
+            if unit == "channel":
+                thinner = prune_channels(thinner, split.images[:1].float(), {name: ratio}, round_to=1)
+            else:
+                prune_once(thinner, ratio, skip=[other for other in prunable(model) if other != name])
+            accuracy = evaluate(thinner, split, precision=precision)
+            rows.append((name, ratio, accuracy.correct, accuracy.total, float(accuracy)))
+    return pd.DataFrame(rows, columns=["layer", "ratio", "correct", "total", "accuracy"])
+
+
+def ratios_by_sensitivity(scan: pd.DataFrame, tolerance: float) -> dict[str, float]:
+    """Return for each layer the largest ratio at which it alone costs at most ``tolerance`` of the accuracy.
+
+    Args:
+        scan: what ``sensitivity`` returned.
+        tolerance: share of 1; 0.01 is one point.
+    """
+    tolerance = checks.number("tolerance", tolerance, 0, 1)
+    good = scan[scan["accuracy"] >= scan.groupby("layer")["accuracy"].transform("first") - tolerance]
+    return {name: float(rows["ratio"].max()) for name, rows in good.groupby("layer", sort=False)}
+
+
+def prune_channels(
+    model: nn.Module,
+    example: Tensor,
+    ratio: float | Mapping[str, float],
+    importance: str = "magnitude",
+    *,
+    scope: str = "layer",
+    round_to: int = 8,
+    skip: Iterable[str] = (),
+) -> nn.Module:
+    """Take whole channels away, with everything in other layers that depends on them: a smaller dense network (Li 2017).
+
+    The bookkeeping (a channel gone here is an input gone there, a residual sum ties layers together) is
+    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module with smaller layers.
+
+    Args:
+        model: is not changed. Its last Linear, whose outputs are the classes, keeps them.
+        example: an input it takes, for example 1 x 3 x 32 x 32.
+        ratio: share of each layer's channels to remove, in [0, 1), or {layer name: share}; other layers then keep theirs.
+        importance: of a channel: "magnitude", the norm of its weights; "batchnorm", the scale of the normalisation behind it
+            (network slimming; Liu 2017); "gradient", first-order Taylor (Molchanov 2017), for which the parameters must hold
+            gradients: call backward on a batch or two first.
+        scope: "layer" takes the same share of every layer; "global" ranks the channels of all layers together.
+        round_to: channels left are a multiple of this (8 suits processors' vectors), where the layer had as many.
+        skip: names of layers whose outputs stay.
+
+    Returns:
+        The smaller network. A model of ``models.build`` keeps its recipe, so it saves, loads and trains like any other.
+
+    Raises:
+        ValueError: an argument is out of range, a layer's name is unknown, or gradients are missing.
+        ImportError: torch-pruning is not installed.
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
+
+    checks.instance("example", example, Tensor)
+    checks.choice("importance", importance, ("magnitude", "batchnorm", "gradient"))
+    checks.choice("scope", scope, ("layer", "global"))
+    checks.integer("round_to", round_to, 1)
+    layers = prunable(model)
+    chosen = dict.fromkeys(prunable(model, skip), ratio) if not isinstance(ratio, Mapping) else dict(ratio)
+    for name, share in chosen.items():
+        checks.choice("ratio", name, layers)
+        chosen[name] = checks.number("ratio", share, 0, 0.9999)
+    chosen.pop(_classifier(model), None)
+    if importance == "gradient" and any(weight.grad is None for weight in layers.values()):
+        raise ValueError('importance "gradient" needs gradients, but a weight has none: call backward on a batch first')
+    smaller = copy.deepcopy(model)
+    if importance == "gradient":
+        for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
+            mine.grad = None if theirs.grad is None else theirs.grad.clone()
+    score = {"magnitude": "GroupMagnitudeImportance", "batchnorm": "BNScaleImportance", "gradient": "GroupTaylorImportance"}[importance]
+    trained = smaller.training
+    pruner = torch_pruning.pruner.BasePruner(
+        smaller.eval(),
+        example.to(next(smaller.parameters()).device),
+        importance=getattr(torch_pruning.importance, score)(),
+        global_pruning=scope == "global",
+        pruning_ratio=0.0 if isinstance(ratio, Mapping) else ratio,
+        pruning_ratio_dict={smaller.get_submodule(name): share for name, share in chosen.items()} if isinstance(ratio, Mapping) else None,
+        ignored_layers=[smaller.get_submodule(name) for name in layers if name not in chosen],
+        round_to=round_to,
+    )
+    pruner.step()
+    smaller.zero_grad()
+    return smaller.train(trained)
+
+
+def _classifier(model: nn.Module) -> str | None:
+    """Return the name of the last Linear, whose outputs are the classes."""
+    return next((name for name, layer in reversed(list(model.named_modules())) if isinstance(layer, nn.Linear)), None)
+
+
+def sweep(
+    model: nn.Module, split: Split, sparsities: Iterable[float], *, skip: Iterable[str] = (), precision: str = "fp32"
+) -> pd.DataFrame:
+    """Prune once, globally, to each sparsity, without any training: what the slider of notebook 02 moves through.
+
+    Args:
+        model: is not changed.
+        split: what to measure accuracy on.
+        sparsities: in [0, 1).
+        skip: names of layers to leave alone.
+        precision: as in ``evaluate``.
+
+    Returns:
+        A row per sparsity: sparsity, threshold (the largest weight given up), correct, total, accuracy, bytes (of the file, as a
+        bitmask and values, dense where that is smaller).
+    """
+    rows = []
+    sizes = torch.cat([weight.detach().abs().flatten() for weight in prunable(model, skip).values()]).sort().values
+    for sparsity in sparsities:
+        sparser = copy.deepcopy(model)
+        prune_once(sparser, sparsity, skip=skip)
+        count = round(sparsity * len(sizes))
+        accuracy = evaluate(sparser, split, precision=precision)
+        row = {"sparsity": sparsity, "threshold": float(sizes[count - 1]) if count else 0.0}
+        row |= {"correct": accuracy.correct, "total": accuracy.total, "accuracy": float(accuracy)}
+        rows.append(row | {"bytes": file_bytes(sparser, storage="bitmask")})
+    return pd.DataFrame(rows)

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from helpers import models
+from helpers import models, profiling, pruning
 from helpers.data import load_data
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
-from helpers.training import Callback, fit
+from helpers.training import Callback, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +238,134 @@ def test_frozen_layers_must_be_skipped_and_skip_may_be_any_iterable(few):
     with pytest.raises(ValueError, match="skip must name classifier"):
         fit(model, few, epochs=1, batch_size=64, callbacks=[GradualPruner(PolynomialSchedule(0.5))], progress=False)
     assert "classifier" not in prunable(model, skip=(name for name in ["classifier"]))
+
+
+# -- two of four, sensitivity, channels, sweep -----------------------------------------------------------------------
+
+
+def test_two_of_four_keeps_the_two_largest_of_every_four_inputs():
+    layer = torch.nn.Linear(8, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.5, 0.1, -0.2, 0.3]])
+    masks = pruning.prune_two_of_four(layer)
+    assert layer.weight.tolist() == [pytest.approx([0, -4, 3, 0, 0.5, 0, 0, 0.3])]
+    assert masks[""].tolist() == [[False, True, True, False, True, False, False, True]]
+    model = models.build("tiny_convnet")
+    masks = pruning.prune_two_of_four(model)
+    assert set(pruning.prunable(model)) - set(masks) == {"features.0"}  # three inputs: not a multiple of four
+    table = pruning.sparsity_table(model).set_index("layer")
+    assert (table.loc[list(masks), "sparsity"] == 0.5).all()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    data = load_data("digits")
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.5)
+    fit(model, data, epochs=4, batch_size=64, progress=False)
+    return model, data
+
+
+def test_sensitivity_prunes_one_layer_at_a_time_and_changes_nothing(trained):
+    model, data = trained
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scan = pruning.sensitivity(model, data.validation, ratios=(0.5, 0.99))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert list(scan["layer"].unique()) == list(pruning.prunable(model))
+    assert all(list(rows["ratio"]) == [0.0, 0.5, 0.99] for _, rows in scan.groupby("layer"))
+    by_hand = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's own pruning needs that
+    layer = by_hand.get_submodule("features.0")
+    torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=0.99)
+    row = scan[(scan["layer"] == "features.0") & (scan["ratio"] == 0.99)].iloc[0]
+    assert row["correct"] == evaluate(by_hand, data.validation).correct
+    whole = evaluate(model, data.validation).correct
+    assert (scan[scan["ratio"] == 0]["correct"] == whole).all()
+    ratios = pruning.ratios_by_sensitivity(scan, 0.0)
+    assert set(ratios) == set(pruning.prunable(model))
+    assert all(scan[(scan["layer"] == n) & (scan["ratio"] == r)]["correct"].item() >= whole for n, r in ratios.items())
+    assert set(pruning.ratios_by_sensitivity(scan, 1.0).values()) == {0.99}
+
+
+def test_sensitivity_of_channels_leaves_the_classifier_out(trained):
+    model, data = trained
+    scan = pruning.sensitivity(model, data.validation.take(slice(0, 50)), ratios=(0.5,), unit="channel")
+    assert "classifier" not in set(scan["layer"])
+    assert len(scan) == 2 * (len(pruning.prunable(model)) - 1)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "resnet50", "tiny_convnet", "mobilenet_student"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
+    model = models.build(name, width=0.5).eval()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, scope=scope)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    assert profiling.count_parameters(smaller) < 0.45 * profiling.count_parameters(model)
+    images = torch.randn(2, 3, 32, 32)
+    assert smaller(images).shape == (2, 10)
+    if scope == "layer":
+        wide = [layer for layer in smaller.modules() if isinstance(layer, torch.nn.Conv2d) and layer.groups == 1]
+        assert all(layer.out_channels % 4 == 0 for layer in wide)
+    back = models.load(models.save(smaller, tmp_path / "smaller.safetensors"))
+    assert torch.equal(back(images), smaller(images))
+
+
+def test_the_channels_with_the_smallest_weights_go():
+    model = models.build("vgg11", width=0.25).eval()
+    first = model.get_submodule("features.0")
+    weak = [1, 5, 6, 9]
+    with torch.no_grad():
+        first.weight[weak] *= 1e-3
+        for index in (1, 4):  # its normalisation and the next layer's share of these channels
+            other = model.get_submodule(f"features.{index}").weight
+            (other[weak] if index == 1 else other[:, weak]).mul_(1)
+            if index == 1:
+                other[weak] *= 1e-3
+            else:
+                other[:, weak] *= 1e-3
+    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), {"features.0": 0.25}, round_to=1)
+    kept = [channel for channel in range(16) if channel not in weak]
+    assert torch.equal(smaller.get_submodule("features.0").weight, first.weight[kept])
+    assert torch.equal(smaller.get_submodule("features.4").weight, model.get_submodule("features.4").weight[:, kept])
+    images = torch.randn(4, 3, 32, 32)  # what went had next to no influence
+    assert torch.allclose(smaller(images), model(images), atol=1e-3)
+
+
+def test_channels_by_gradient_and_by_batchnorm():
+    model = models.build("tiny_convnet", width=0.5)
+    with pytest.raises(ValueError, match="gradients"):
+        pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, importance="gradient")
+    model(torch.randn(8, 3, 32, 32)).square().sum().backward()
+    for importance in ("gradient", "batchnorm"):
+        smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, importance=importance)
+        assert smaller.training
+        assert profiling.count_parameters(smaller) < 0.3 * profiling.count_parameters(model)
+        assert all(parameter.grad is None for parameter in smaller.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratio": 1.0}, "ratio"),
+        ({"ratio": -0.1}, "ratio"),
+        ({"ratio": {"features.99": 0.5}}, "features.99"),
+        ({"ratio": 0.5, "importance": "size"}, "importance"),
+        ({"ratio": 0.5, "scope": "all"}, "scope"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to"),
+    ],
+)
+def test_prune_channels_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pruning.prune_channels(models.build("tiny_convnet", width=0.25), torch.zeros(1, 3, 32, 32), **arguments)
+
+
+def test_sweep_is_what_prune_once_and_the_file_say(trained):
+    model, data = trained
+    table = pruning.sweep(model, data.validation, (0.0, 0.5, 0.9))
+    for row in table.itertuples():
+        sparser = copy.deepcopy(model)
+        pruning.prune_once(sparser, row.sparsity)
+        assert row.correct == evaluate(sparser, data.validation).correct
+        assert row.bytes == profiling.file_bytes(sparser, storage="bitmask")
+        gone = torch.cat([w.detach().flatten()[w.detach().flatten().abs() <= row.threshold] for w in pruning.prunable(model).values()])
+        total = sum(w.numel() for w in pruning.prunable(model).values())
+        assert abs(len(gone) - round(row.sparsity * total)) <= (0 if row.sparsity else total)
