@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from helpers import checks
+from helpers.data import Split
+from helpers.evaluation import evaluate, predict
+from helpers.profiling import count_macs, count_parameters, profile
 
 SCHEMES = ("channel", "spatial")
 
@@ -100,43 +105,282 @@ def break_even_rank(module: nn.Module, scheme: str = "channel") -> int:
     return math.ceil(rows * columns / (rows + columns)) - 1
 
 
-def analyze(model: nn.Module, energy: float = 0.9, *, scheme: str = "channel", skip: Iterable[str] = ()) -> pd.DataFrame:
-    """Say for every Conv2d and Linear what factorization at this energy would make of it.
+@dataclass(frozen=True)
+class Factors:
+    """A layer's matrix taken apart, rank by rank: the first r columns of both sides are its best approximation of rank r.
+
+    Attributes:
+        left: groups x rows x full rank.
+        right: groups x columns x full rank; the matrix is ``left @ right.mT``, each side with the root of the singular value.
+        values: the singular values, largest first; for ``pictures``, the standard deviations of the responses along them.
+        mean: of the responses to ``pictures``, groups x rows; None without.
+    """
+
+    left: Tensor
+    right: Tensor
+    values: Tensor
+    mean: Tensor | None = None
+
+
+def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tensor, Tensor] | None = None) -> Factors:
+    """Take a layer's matrix apart by its singular values, or by the principal components of its responses.
+
+    The second is data-aware: of all matrices of rank r, projecting the responses on their first r principal components
+    changes the layer's outputs least (Zhang 2016, section 3.1). The same follows from whitening the weights by the inputs'
+    covariance before the SVD, but needs a covariance of outputs only, which is many times smaller.
+
+    Args:
+        module: a Conv2d or Linear.
+        scheme: "channel" or "spatial".
+        responses: mean (groups x rows) and covariance (groups x rows x rows) of the outputs, bias left out; "channel" only.
+    """
+    matrix = matricize(module, scheme).to("cpu", torch.float64)
+    if responses is None:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        root = s.sqrt()[:, None]
+        return Factors(u * root, v.mT * root, s.square().sum(0).sqrt())
+    mean, covariance = responses
+    variances, directions = torch.linalg.eigh(covariance.to("cpu", torch.float64))
+    rank = min(matrix.shape[1:])
+    directions = directions.flip(2)[:, :, :rank]
+    right = matrix.mT @ directions  # columns x rank: what each direction reads from the inputs
+    root = right.norm(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+    return Factors(directions * root, right / root, variances.flip(1)[:, :rank].clamp_min(0).sum(0).sqrt(), mean.to("cpu", torch.float64))
+
+
+def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the mean and covariance of every layer's outputs (bias left out) over ``pictures``, by layer name.
+
+    Args:
+        model: any module that takes normalised pictures.
+        pictures: a few hundred training pictures.
+        skip: names of layers to leave out.
+    """
+    checks.instance("pictures", pictures, Split)
+    layers = factorizable(model, skip)
+    sums: dict[str, list] = {}
+
+    def collect(name: str) -> Callable:
+        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+            groups = getattr(layer, "groups", 1)
+            rows = output.movedim(1, -1).reshape(-1, groups, output.shape[1] // groups).transpose(0, 1).double()
+            if layer.bias is not None:
+                rows = rows - layer.bias.detach().double().view(groups, 1, -1)
+            new = [rows.shape[1], rows.sum(1), rows.mT @ rows]
+            sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+
+        return hook
+
+    hooks = [layer.register_forward_hook(collect(name)) for name, layer in layers.items()]
+    try:
+        predict(model, pictures, batch_size=100)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    means = {name: total / count for name, (count, total, _) in sums.items()}
+    return {
+        name: (means[name], square / count - means[name][:, :, None] * means[name][:, None]) for name, (count, _, square) in sums.items()
+    }
+
+
+def analyze(
+    model: nn.Module,
+    energy: float = 0.9,
+    *,
+    scheme: str = "channel",
+    skip: Iterable[str] = (),
+    budget: float | None = None,
+    count: str = "parameters",
+    round_to: int = 1,
+    pictures: Split | None = None,
+    input_shape: Sequence[int] | None = (1, 3, 32, 32),
+) -> pd.DataFrame:
+    """Choose a rank for every Conv2d and Linear, and say what factorization would make of each.
 
     Args:
         model: any module.
-        energy: share of each layer's squared weights to keep, in (0, 1].
-        scheme: "channel" or "spatial".
+        energy: share of each layer's squared weights to keep, in (0, 1]; not used with ``budget``.
+        scheme: "channel", "spatial", or "auto": for each layer whichever needs fewer MACs.
         skip: names of layers to leave out.
+        budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are those with the largest sum of
+            the layers' energies for the money; a layer too dear to split stays whole.
+        count: "parameters" or "macs": what ``budget`` counts.
+        round_to: ranks are multiples of this where the layer has that many: up for an energy, so that it is kept.
+        pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``); "channel" only. Energy
+            then is the share of the variance of the layer's responses.
+        input_shape: of the model's input, for MACs. None: MACs are given for one output position.
 
     Returns:
-        A row per layer: layer, shape, full_rank, rank, energy (really kept), parameters and factorized_parameters (weights, without
-        biases), break_even_rank, worthwhile (the two parts have fewer weights than the one).
+        A row per layer: layer, shape, scheme, full_rank, rank, energy (really kept), parameters and factorized_parameters (weights, without
+        biases), macs and factorized_macs, break_even_rank, worthwhile (the two parts have fewer weights than the one, or, with a
+        budget, are what it buys).
 
     Raises:
-        ValueError: ``energy`` is outside (0, 1], or a name in ``skip`` is unknown.
+        ValueError: an argument is out of range, a name in ``skip`` is unknown, or the budget cannot be met even at the lowest ranks.
     """
-    energy = checks.number("energy", energy, 0, 1, open_low=True)
-    rows = []
-    for name, layer in factorizable(model, skip).items():
-        values = singular_values(layer, scheme)
-        rank = rank_for_energy(values, energy)
-        size = factorized_size(layer, rank, scheme)
-        rows.append(
-            {
-                "layer": name,
-                "shape": tuple(layer.weight.shape),
-                "full_rank": len(values),
-                "rank": rank,
-                "energy": float(_energy(values)[rank - 1]),
-                "parameters": layer.weight.numel(),
-                "factorized_parameters": size,
-                "break_even_rank": break_even_rank(layer, scheme),
-                "worthwhile": size < layer.weight.numel(),
-            }
-        )
-    columns = ["layer", "shape", "full_rank", "rank", "energy", "parameters", "factorized_parameters", "break_even_rank", "worthwhile"]
-    return pd.DataFrame(rows, columns=columns)
+    return _choose(_options(model, scheme, skip, round_to, pictures, input_shape), energy, budget, count)
+
+
+def _options(
+    model: nn.Module,
+    scheme: str,
+    skip: Iterable[str],
+    round_to: int,
+    pictures: Split | None,
+    input_shape: Sequence[int] | None,
+) -> dict[str, list[_Option]]:
+    """Take every layer apart, by each scheme that is open to it."""
+    checks.choice("scheme", scheme, (*SCHEMES, "auto"))
+    checks.integer("round_to", round_to, 1)
+    if pictures is not None and scheme != "channel":
+        raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
+    layers = factorizable(model, skip)
+    positions = dict.fromkeys(layers, 1) if input_shape is None else _positions(model, layers, input_shape)
+    seen = {} if pictures is None else responses(model, pictures, skip)
+    return {
+        name: [_Option(layer, one, decompose(layer, one, seen.get(name)), positions[name], round_to) for one in _schemes(layer, scheme)]
+        for name, layer in layers.items()
+    }
+
+
+def _schemes(layer: nn.Module, scheme: str) -> tuple[str, ...]:
+    if isinstance(layer, nn.Linear):
+        return ("channel",)
+    return SCHEMES if scheme == "auto" else (scheme,)
+
+
+def _choose(options: dict[str, list[_Option]], energy: float, budget: float | None = None, count: str = "parameters") -> pd.DataFrame:
+    """Choose scheme and rank of every layer, by energy or by budget."""
+    checks.number("energy", energy, 0, 1, open_low=True)
+    checks.choice("count", count, ("parameters", "macs"))
+    if budget is None:
+        chosen = {name: min(((one, one.rank_for(energy)) for one in some), key=_cost) for name, some in options.items()}
+        worthwhile = {name: option.size(rank) < option.parameters for name, (option, rank) in chosen.items()}
+    else:
+        chosen, worthwhile = _spend(options, checks.number("budget", budget, 0, 1, open_low=True), count)
+    rows = [option.row(name, rank) | {"worthwhile": worthwhile[name]} for name, (option, rank) in chosen.items()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _cost(chosen: tuple[_Option, int]) -> tuple[int, int]:
+    option, rank = chosen
+    return option.macs(rank), option.size(rank)
+
+
+COLUMNS = [
+    "layer", "shape", "scheme", "full_rank", "rank", "energy", "parameters", "factorized_parameters", "macs", "factorized_macs",
+    "break_even_rank", "worthwhile",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One layer split by one scheme: what each rank keeps and costs."""
+
+    layer: nn.Module
+    scheme: str
+    factors: Factors
+    positions: int
+    round_to: int
+
+    @cached_property
+    def kept(self) -> Tensor:
+        return _energy(self.factors.values)  # by rank
+
+    @property
+    def parameters(self) -> int:
+        return self.layer.weight.numel()
+
+    def size(self, rank: int) -> int:
+        return factorized_size(self.layer, rank, self.scheme)
+
+    def macs(self, rank: int) -> int:
+        """MACs of both parts. A k x 1 part with a stride runs on every column, before the 1 x k part takes every second one."""
+        groups, rows, columns = matricize(self.layer, self.scheme).shape
+        again = self.layer.stride[1] if self.scheme == "spatial" else 1
+        return self.positions * groups * rank * ((rows * again + columns) if self.scheme == "spatial" else rows + columns)
+
+    def rank_for(self, energy: float) -> int:
+        rank = min(int((self.kept < energy - 1e-12).sum()) + 1, len(self.kept))
+        return min(-(-rank // self.round_to) * self.round_to, len(self.kept))
+
+    def row(self, name: str, rank: int) -> dict:
+        return {
+            "layer": name,
+            "shape": tuple(self.layer.weight.shape),
+            "scheme": self.scheme,
+            "full_rank": len(self.kept),
+            "rank": rank,
+            "energy": float(self.kept[rank - 1]),
+            "parameters": self.parameters,
+            "factorized_parameters": self.size(rank),
+            "macs": self.positions * self.parameters,
+            "factorized_macs": self.macs(rank),
+            "break_even_rank": break_even_rank(self.layer, self.scheme),
+        }
+
+
+def _spend(options: dict[str, list[_Option]], budget: float, count: str) -> tuple[dict[str, tuple[_Option, int]], dict[str, bool]]:
+    """Choose ranks with the largest sum of energies that cost at most ``budget`` (a share of the whole), by one price for all layers.
+
+    At a price, every layer takes the rank (or stays whole) that maximises its energy less what it costs; the price is bisected.
+    """
+    whole = {name: some[0].parameters * (some[0].positions if count == "macs" else 1) for name, some in options.items()}
+    total = sum(whole.values())
+
+    def choose(price: float) -> tuple[float, dict[str, tuple[_Option, int]], dict[str, bool]]:
+        spent, chosen, worthwhile = 0.0, {}, {}
+        for name, some in options.items():
+            best, cost = 1 - price * whole[name] / total, whole[name]
+            chosen[name], worthwhile[name] = (some[0], len(some[0].kept)), False
+            for option in some:
+                unit = option.macs(1) if count == "macs" else option.size(1)
+                full, step = len(option.kept), option.round_to
+                ranks = torch.arange(step, full + 1, step) if full >= step else torch.tensor([full])
+                net = option.kept[ranks - 1] - price * unit * ranks / total
+                index = int(net.argmax())
+                if net[index] > best:
+                    best, cost = float(net[index]), unit * int(ranks[index])
+                    chosen[name], worthwhile[name] = (option, int(ranks[index])), True
+            spent += cost
+        return spent / max(1, total), chosen, worthwhile
+
+    low, high = -30.0, 60.0  # logarithms of the price
+    if choose(math.exp(high))[0] > budget:
+        raise ValueError(f"budget must be at least {choose(math.exp(high))[0]:.4f}, what the lowest ranks cost, got {budget!r}")
+    if choose(math.exp(low))[0] <= budget:
+        high = low
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if choose(math.exp(middle))[0] <= budget else (middle, high)
+    spent, chosen, worthwhile = choose(math.exp(high))
+    return _round_up({name: pair for name, pair in chosen.items() if worthwhile[name]}, (budget - spent) * total, count, chosen), worthwhile
+
+
+def _round_up(
+    split: dict[str, tuple[_Option, int]], left: float, count: str, chosen: dict[str, tuple[_Option, int]]
+) -> dict[str, tuple[_Option, int]]:
+    """Spend the small change that one price for all leaves over, on the ranks that give most for it."""
+    chosen = dict(chosen)
+    while True:
+        offers = []
+        for name in split:
+            option, rank = chosen[name]
+            more = rank + option.round_to
+            cost = (option.macs(option.round_to) if count == "macs" else option.size(option.round_to)) or 1
+            if more <= len(option.kept) and cost <= left and option.size(more) < option.parameters:
+                offers.append((float(option.kept[more - 1] - option.kept[rank - 1]) / cost, cost, name))
+        if not offers:
+            return chosen
+        _, cost, name = max(offers)
+        option, rank = chosen[name]
+        chosen[name], left = (option, rank + option.round_to), left - cost
+
+
+def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequence[int]) -> dict[str, int]:
+    """Return how many outputs each weight of a layer works for: its MACs over its weights."""
+    table = profile(model, input_shape).groupby("layer")["macs"].sum()
+    return {name: int(table.get(name, 0)) // max(1, layer.weight.numel()) for name, layer in layers.items()}
 
 
 def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -168,18 +412,24 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
     Raises:
         ValueError: ``rank`` is out of range.
     """
-    matrix = matricize(module, scheme)
-    groups, rows, columns = matrix.shape
-    rank = checks.integer("rank", rank, 1, min(rows, columns))
-    u, s, v = torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False)
-    root = s[:, :rank].sqrt()
-    left, right = u[:, :, :rank] * root[:, None], v[:, :rank] * root[:, :, None]  # groups x rows x rank, groups x rank x columns
+    rank = checks.integer("rank", rank, 1, min(matricize(module, scheme).shape[1:]))
+    return _build(module, decompose(module, scheme), rank, scheme)
+
+
+def _build(module: nn.Module, factors: Factors, rank: int, scheme: str) -> nn.Sequential:
+    left, right = factors.left[:, :, :rank], factors.right[:, :, :rank].mT
+    groups = len(left)
+    bias = None if module.bias is None else module.bias.detach().to("cpu", torch.float64)
+    if factors.mean is not None:  # what the lost directions add on average goes into the bias
+        directions = left / left.norm(dim=1, keepdim=True)
+        lost = factors.mean - (directions @ (directions.mT @ factors.mean[:, :, None]))[:, :, 0]
+        bias = lost.flatten() + (0 if bias is None else bias)
     if isinstance(module, nn.Linear):
         first = nn.Linear(module.in_features, rank, bias=False)
-        second = nn.Linear(rank, module.out_features, bias=module.bias is not None)
+        second = nn.Linear(rank, module.out_features, bias=bias is not None)
         weights = right[0], left[0]
     else:
-        first, second = _convolutions(module, groups * rank, scheme)
+        first, second = _convolutions(module, groups * rank, scheme, bias is not None)
         outputs, inputs, height, width = module.weight.shape
         if scheme == "channel":
             weights = right.reshape(groups * rank, inputs, height, width), left.reshape(outputs, rank, 1, 1)
@@ -191,18 +441,17 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
     with torch.no_grad():
         for part, weight in zip(parts, weights, strict=True):
             part.weight.copy_(weight)
-        if module.bias is not None:
-            parts[1].bias.copy_(module.bias)
+        if bias is not None:
+            parts[1].bias.copy_(bias)
     if isinstance(module, nn.Conv2d) and module.weight.is_contiguous(memory_format=torch.channels_last):
         parts.to(memory_format=torch.channels_last)
     return parts.requires_grad_(module.weight.requires_grad)
 
 
-def _convolutions(module: nn.Conv2d, channels: int, scheme: str) -> tuple[nn.Conv2d, nn.Conv2d]:
+def _convolutions(module: nn.Conv2d, channels: int, scheme: str, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
     """Return the two convolutions with the geometry of ``module`` shared between them, ``channels`` wide in the middle."""
     own = {"groups": module.groups, "padding_mode": module.padding_mode}
     shape = {"kernel_size": module.kernel_size, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    bias = module.bias is not None
     if scheme == "channel":
         first = nn.Conv2d(module.in_channels, channels, **shape, bias=False, **own)
         return first, nn.Conv2d(channels, module.out_channels, 1, bias=bias, groups=module.groups)
@@ -220,40 +469,103 @@ def factorize(
     skip: Iterable[str] = (),
     *,
     scheme: str = "channel",
+    budget: float | None = None,
+    count: str = "parameters",
+    round_to: int = 1,
+    pictures: Split | None = None,
+    input_shape: Sequence[int] = (1, 3, 32, 32),
 ) -> nn.Module:
     """Return a copy of ``model`` in which every layer worth it is split in two.
 
     Args:
         model: any module; it is not changed.
-        energy: share of each layer's squared weights to keep, in (0, 1]. A layer that would grow is left as it is.
+        energy: share of each layer's squared weights to keep, in (0, 1]. A layer that would grow is left as it is, with a warning
+            that names it.
         ranks: {layer name: rank}, honoured even where the layer grows, with a warning; other layers are then left alone.
         skip: names of layers to leave alone.
-        scheme: "channel" or "spatial".
+        scheme: "channel", "spatial" or "auto" (with ``ranks``: whichever has fewer weights at that rank).
+        budget: instead of ``energy``: the share of parameters or MACs that may stay; this, ``count``, ``round_to`` and ``pictures`` as in
+            ``analyze``.
+        count: see there.
+        round_to: see there.
+        pictures: see there.
+        input_shape: see there; used only where MACs decide.
 
     Returns:
         The copy. A model of ``models.build`` keeps its recipe, so it saves, loads and trains like any other.
 
     Raises:
-        ValueError: ``energy`` is outside (0, 1], a rank is out of range, or a layer's name is unknown.
+        ValueError: an argument is out of range, or a layer's name is unknown.
     """
-    energy = checks.number("energy", energy, 0, 1, open_low=True)
-    checks.choice("scheme", scheme, SCHEMES)
-    layers = factorizable(model, skip)
-    if ranks is None:
-        chosen = {name: rank_for_energy(singular_values(layer, scheme), energy) for name, layer in layers.items()}
-        chosen = {name: rank for name, rank in chosen.items() if rank <= break_even_rank(layers[name], scheme)}
-    else:
-        chosen = dict(checks.instance("ranks", ranks, Mapping))
-        for name, rank in chosen.items():
-            checks.choice("ranks", name, layers)
-            chosen[name] = checks.integer(f"ranks[{name!r}]", rank, 1, min(matricize(layers[name], scheme).shape[1:]))
+    if ranks is not None:
+        return _by_hand(model, ranks, skip, scheme, pictures)
+    options = _options(model, scheme, skip, round_to, pictures, input_shape if count == "macs" else None)
+    plan = _choose(options, energy, budget, count)
+    alone = plan[~plan["worthwhile"]]["layer"]
+    if len(alone) and budget is None:
+        warnings.warn(f"left alone, since two parts would be no smaller at energy {energy:g}: {', '.join(alone)}", stacklevel=2)
+    return _apply(model, plan, options)
+
+
+def _apply(model: nn.Module, plan: pd.DataFrame, options: dict[str, list[_Option]]) -> nn.Module:
+    """Return a copy of ``model`` with the worthwhile rows of ``plan`` carried out."""
     result = copy.deepcopy(model)
-    for name, rank in chosen.items():
-        before, after = layers[name].weight.numel(), factorized_size(layers[name], rank, scheme)
-        parts = split(layers[name], rank, scheme)
-        if after >= before:
-            warnings.warn(f"layer {name} grows from {before:,} to {after:,} weights at rank {rank}", stacklevel=2)
-        if not name:
+    for row in plan[plan["worthwhile"]].itertuples():
+        option = next(one for one in options[row.layer] if one.scheme == row.scheme)
+        parts = _build(option.layer, option.factors, row.rank, row.scheme)
+        if not row.layer:
             return parts
-        result.set_submodule(name, parts)
+        result.set_submodule(row.layer, parts)
     return result
+
+
+def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], scheme: str, pictures: Split | None) -> nn.Module:
+    checks.choice("scheme", scheme, (*SCHEMES, "auto"))
+    layers = factorizable(model, skip)
+    checks.instance("ranks", ranks, Mapping)
+    if pictures is not None and scheme != "channel":
+        raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
+    for name in ranks:
+        checks.choice("ranks", name, layers)
+    seen = {} if pictures is None else responses(model, pictures, [name for name in factorizable(model) if name not in ranks])
+    rows, options = [], {}
+    for name, rank in ranks.items():
+        layer = layers[name]
+        one = min(_schemes(layer, scheme), key=lambda s, layer=layer: factorized_size(layer, 1, s))
+        rank = checks.integer(f"ranks[{name!r}]", rank, 1, min(matricize(layer, one).shape[1:]))
+        before, after = layer.weight.numel(), factorized_size(layer, rank, one)
+        if after >= before:
+            warnings.warn(f"layer {name} grows from {before:,} to {after:,} weights at rank {rank}", stacklevel=3)
+        options[name] = [_Option(layer, one, decompose(layer, one, seen.get(name)), 1, 1)]
+        rows.append({"layer": name, "scheme": one, "rank": rank, "worthwhile": True})
+    return _apply(model, pd.DataFrame(rows, columns=["layer", "scheme", "rank", "worthwhile"]), options)
+
+
+def sweep(
+    model: nn.Module, split: Split, energies: Iterable[float], *, scheme: str = "channel", skip: Iterable[str] = (), precision: str = "fp32"
+) -> pd.DataFrame:
+    """Factorize at each energy, without any training: what the slider of notebook 03 moves through. Each layer's SVD is taken once.
+
+    Args:
+        model: is not changed.
+        split: what to measure accuracy on.
+        energies: in (0, 1].
+        scheme: as in ``factorize``.
+        skip: names of layers to leave alone.
+        precision: as in ``evaluate``.
+
+    Returns:
+        A row per energy: energy, parameters and macs (of the whole network), correct, total, accuracy, and ranks ({layer: rank, 0
+        where the layer stays whole}).
+    """
+    options = _options(model, scheme, skip, 1, None, None)
+    rows = []
+    for energy in energies:
+        plan = _choose(options, checks.number("energies", energy, 0, 1, open_low=True))
+        thinner = _apply(model, plan, options)
+        accuracy = evaluate(thinner, split, precision=precision)
+        row = {"energy": energy, "parameters": count_parameters(thinner), "macs": count_macs(thinner, (1, *split.images.shape[1:]))}
+        row |= {"correct": accuracy.correct, "total": accuracy.total, "accuracy": float(accuracy)}
+        ranks = {one.layer: int(one.rank) if one.worthwhile else 0 for one in plan.itertuples()}
+        rows.append(row | {"ranks": ranks})
+    return pd.DataFrame(rows)

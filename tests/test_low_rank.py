@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import models
-from helpers.data import load_data
+from helpers import low_rank, models
+from helpers.data import batches, load_data
 from helpers.low_rank import (
     analyze,
     break_even_rank,
@@ -21,7 +21,7 @@ from helpers.low_rank import (
     split,
 )  # fmt: skip
 from helpers.profiling import count_macs, count_parameters
-from helpers.training import fit
+from helpers.training import evaluate, fit
 
 
 @st.composite
@@ -195,3 +195,176 @@ def test_parts_keep_what_the_layer_was():
         x = torch.randn(1, 8, 9, 9)
         assert torch.allclose(split(layer.float(), 8 if scheme == "channel" else 24, scheme)(x), layer(x), atol=1e-4)
         layer.bfloat16()
+
+
+# -- schemes, budgets, rounding, pictures ----------------------------------------------------------------------------
+
+
+def test_macs_in_the_table_are_those_that_are_counted():
+    model = models.build("resnet18", width=0.25)
+    for scheme in ("channel", "spatial", "auto"):
+        table = analyze(model, 0.8, scheme=scheme)
+        small = _quietly(factorize, model, 0.8, scheme=scheme)
+        split_ = table[table["worthwhile"]]
+        saved = split_["macs"].sum() - split_["factorized_macs"].sum()
+        assert count_macs(model) - count_macs(small) == saved
+        assert table["macs"].sum() == count_macs(model)
+
+
+def _quietly(function, *arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments, **options)
+
+
+def test_auto_takes_the_scheme_with_fewer_macs():
+    model = models.build("resnet18", width=0.25)
+    tables = {scheme: analyze(model, 0.9, scheme=scheme).set_index("layer")["factorized_macs"] for scheme in ("channel", "spatial", "auto")}
+    convolutions = [name for name in tables["auto"].index if name != "fc"]
+    for name in convolutions:
+        assert tables["auto"][name] == min(tables["channel"][name], tables["spatial"][name])
+    assert set(analyze(model, 0.9, scheme="auto")["scheme"]) == {"channel", "spatial"}
+
+
+@pytest.mark.parametrize("count", ["parameters", "macs"])
+@pytest.mark.parametrize("scheme", ["channel", "auto"])
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.1])
+def test_a_budget_is_kept_and_nearly_used_up(count, scheme, budget):
+    model = models.build("vgg11", width=0.25)
+    table = analyze(model, budget=budget, count=count, scheme=scheme)
+    after = table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum()
+    assert 0.9 * budget < after / table[count].sum() <= budget
+    small = factorize(model, budget=budget, count=count, scheme=scheme)
+    counted = count_macs(small) if count == "macs" else sum(w.numel() for w in small.parameters() if w.ndim > 1)
+    assert counted == after
+
+
+def test_the_budget_buys_the_largest_sum_of_energies():
+    """Against every combination of ranks of three small layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False), nn.Linear(4, 7, bias=False))
+    table = analyze(model, budget=0.6, input_shape=None)
+    sizes, kept = [], []
+    for layer in model:
+        options = [(layer.weight.numel(), 1.0)]
+        options += [
+            (factorized_size(layer, r), energy(singular_values(layer))[r - 1].item()) for r in range(1, min(layer.weight.shape) + 1)
+        ]
+        sizes.append([size for size, _ in options])
+        kept.append([share for _, share in options])
+    total = sum(layer.weight.numel() for layer in model)
+    best = max(
+        kept[0][i] + kept[1][j] + kept[2][k]
+        for i in range(len(sizes[0])) for j in range(len(sizes[1])) for k in range(len(sizes[2]))
+        if sizes[0][i] + sizes[1][j] + sizes[2][k] <= 0.6 * total
+    )  # fmt: skip
+    spent = table["factorized_parameters"].where(table["worthwhile"], table["parameters"]).sum()
+    ours = table["energy"].where(table["worthwhile"], 1.0).sum()
+    assert spent <= 0.6 * total
+    assert 0.97 * best <= ours <= best + 1e-9
+
+
+def test_a_budget_that_cannot_be_met_is_named():
+    with pytest.raises(ValueError, match="budget must be at least 0"):
+        factorize(models.build("tiny_convnet", width=0.25), budget=0.001)
+    with pytest.raises(ValueError, match="budget must be"):
+        analyze(models.build("tiny_convnet", width=0.25), budget=1.5)
+    with pytest.raises(ValueError, match="count must be"):
+        analyze(models.build("tiny_convnet", width=0.25), budget=0.5, count="bytes")
+    with pytest.raises(ValueError, match="round_to must be"):
+        analyze(models.build("tiny_convnet", width=0.25), round_to=0)
+
+
+@pytest.mark.parametrize("budget", [None, 0.3])
+def test_ranks_are_rounded_where_asked(budget):
+    model = models.build("vgg11", width=0.25)
+    exact = analyze(model, 0.8, budget=budget)
+    rounded = analyze(model, 0.8, budget=budget, round_to=8)
+    for row in rounded.itertuples():
+        assert row.rank % 8 == 0 or row.rank == row.full_rank
+    if budget is None:
+        assert (rounded["rank"] >= exact["rank"]).all()
+        assert (rounded["rank"] - exact["rank"] < 8).all()
+
+
+def test_a_layer_that_would_grow_is_left_alone_and_says_so():
+    model = models.build("tiny_convnet", width=0.3)
+    with pytest.warns(UserWarning, match=r"left alone.*features\.0"):
+        whole = factorize(model, 1.0)
+    assert count_parameters(whole) == count_parameters(model)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_principal_responses_are_whitening_by_the_inputs_covariance(groups):
+    """The textbook way, on unfolded inputs: W C^(1/2) cut at rank r, then C^(1/2) taken out again."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, 3, padding=1, groups=groups).double()
+    inputs = torch.randn(50, 4, 5, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 0.3
+    outputs = layer(inputs).detach()
+    rows = (outputs - layer.bias.view(1, -1, 1, 1)).detach().movedim(1, -1).reshape(-1, groups, 8 // groups).transpose(0, 1)
+    mean = rows.mean(1)
+    covariance = rows.mT @ rows / rows.shape[1] - mean[:, :, None] * mean[:, None]
+    factors = low_rank.decompose(layer, "channel", (mean, covariance))
+    rank = 2
+    parts = low_rank._build(layer, factors, rank, "channel")
+    patches = torch.nn.functional.unfold(inputs, 3, padding=1).movedim(1, -1).reshape(-1, groups, 4 // groups * 9).transpose(0, 1)
+    centred = patches - patches.mean(1, keepdim=True)
+    for group in range(groups):
+        root = torch.linalg.cholesky(centred[group].T @ centred[group] / len(centred[group]) + 1e-12 * torch.eye(centred.shape[2]))
+        u, s, v = torch.linalg.svd(matricize(layer)[group] @ root, full_matrices=False)
+        expected = (u[:, :rank] * s[:rank]) @ v[:rank] @ torch.linalg.inv(root)
+        assert torch.allclose(_product(layer, parts, "channel")[group], expected, atol=1e-6)
+        assert torch.allclose(factors.values.square().sum(), (outputs.var((0, 2, 3), correction=0)).sum())
+    # the mean of the responses is kept exactly
+    assert torch.allclose(parts(inputs).mean((0, 2, 3)), outputs.mean((0, 2, 3)), atol=1e-9)
+
+
+def test_pictures_keep_more_of_the_responses_at_the_same_ranks():
+    data = load_data("digits")
+    torch.manual_seed(0)
+    model = models.build("vgg11", width=0.25)
+    fit(model, data, epochs=4, batch_size=64, progress=False)
+    some = data.train.take(slice(0, 300))
+    ranks = {
+        name: layer.weight.shape[0] // 4 for name, layer in low_rank.factorizable(model).items() if name not in ("classifier", "features.0")
+    }
+    images = next(iter(batches(data.validation, 100)))[0]
+    model.eval()
+    errors = {}
+    for name, pictures in (("weights", None), ("pictures", some)):
+        errors[name] = (factorize(model, ranks=ranks, pictures=pictures).eval()(images) - model(images)).norm().item()
+    assert errors["pictures"] < 0.9 * errors["weights"]
+    full = {name: min(matricize(layer).shape[1:]) for name, layer in low_rank.factorizable(model).items()}
+    whole = _quietly(factorize, model, ranks=full, pictures=some).eval()
+    assert torch.allclose(whole(images), model(images), atol=1e-3)
+    with pytest.raises(ValueError, match=r'scheme must be "channel" with pictures'):
+        factorize(model, scheme="auto", pictures=some)
+
+
+def test_sweep_is_what_factorize_and_evaluate_say():
+    data = load_data("digits")
+    model = models.build("tiny_convnet", width=0.5)
+    table = low_rank.sweep(model, data.validation, (0.3, 0.7), scheme="auto")
+    for row in table.itertuples():
+        small = _quietly(factorize, model, row.energy, scheme="auto")
+        assert row.parameters == count_parameters(small)
+        assert row.macs == count_macs(small)
+        assert row.correct == evaluate(small, data.validation).correct
+        for name, rank in row.ranks.items():
+            assert (small.get_submodule(name)[0].weight.shape[0] if rank else 0) == rank
+
+
+@given(
+    st.sampled_from(["zeros", "reflect", "circular", "replicate"]), st.booleans(), st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(), st.sampled_from(["channel", "spatial"]), st.integers(0, 2**31),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_padding_modes_types_and_memory_formats(mode, same, dtype, channels_last, scheme, seed):
+    torch.manual_seed(seed)
+    layer = nn.Conv2d(4, 6, 3, padding="same" if same else (1, 2), padding_mode=mode, dilation=(1, 2)).to(dtype)
+    if channels_last:
+        layer = layer.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 9, 10, dtype=dtype)
+    whole = split(layer, len(singular_values(layer, scheme)), scheme)
+    assert torch.allclose(whole(x), layer(x), atol=1e-4)
+    assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in whole) or not channels_last
