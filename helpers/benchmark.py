@@ -1,4 +1,4 @@
-"""Regenerate the published numbers: ``python -m helpers.benchmark teacher | distillation | distillation_grid | speed``.
+"""Regenerate the published numbers: ``python -m helpers.benchmark teacher | distillation | pruning | low_rank | ...``.
 
 Each row of data/results/ comes from here. A finished row is not run again; a killed run goes on from its last epoch.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -14,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers import checks, models, results
+from helpers import checks, models, profiling, pruning, results
+from helpers import low_rank as low_rank_module
 from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, Split, cifar10_root, load_data
 from helpers.distillation import DistillationLoss
 from helpers.series import TEACHER
-from helpers.training import evaluate, fit, predict
+from helpers.training import Callback, evaluate, fit, predict
 
 WORK = HOME / "build" / "benchmark"  # unfinished runs; ignored by git
 
@@ -120,6 +122,129 @@ def _train_student(arguments: argparse.Namespace, data: Data, temperature: float
     return student
 
 
+def sensitivity(arguments: argparse.Namespace) -> None:
+    """Prune the teacher one layer at a time, by weights and by channels; write data/results/sensitivity.csv."""
+    data, model = load_data("cifar10"), models.load(TEACHER)
+    held_out = data.validation.take(slice(0, 1_000))
+    for unit, ratios in (("weight", (0.5, 0.8, 0.9, 0.95, 0.98)), ("channel", (0.25, 0.5, 0.75, 0.9))):
+        same = {"model": "vgg19", "data": data.name, "unit": unit, "pictures": len(held_out), "weights": _digest()}
+        if results.finished("sensitivity", same):
+            continue
+        scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto")
+        for row in scan.drop(columns="accuracy").to_dict("records"):
+            results.append("sensitivity", same | row | results.provenance())
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    """Prune the teacher's weights gradually and at once, beside a dense network trained on as long; append to data/results/pruning.csv."""
+    data = load_data("cifar10", train_limit=arguments.train_limit)
+    epochs = arguments.epochs or 3
+    arms = [
+        ("dense", 0.0),
+        ("gradual", 0.9),
+        ("gradual", 0.95),
+        ("gradual", 0.98),
+        ("one-shot", 0.9),
+        ("one-shot", 0.95),
+        ("one-shot", 0.98),
+    ]
+    for method, sparsity in arms:
+        if arguments.only and f"{method}-{sparsity:g}" not in arguments.only:
+            continue
+        for seed in arguments.seeds:
+            row = {"model": "vgg19", "data": data.name, "method": method, "sparsity": sparsity, "train_pictures": len(data.train)}
+            row |= {"epochs": epochs, "lr": arguments.lr, "weights": _digest()}
+            if results.finished("pruning", row | {"seed": seed}):
+                continue
+            model = models.load(TEACHER)
+            if method == "one-shot":
+                pruning.prune_once(model, sparsity)
+            schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=0.7)
+            callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
+            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}", callbacks)
+            _measure("pruning", row, model, data, seed, f"vgg19_pruned{100 * sparsity:g}" if method == "gradual" else None)
+
+
+def channels(arguments: argparse.Namespace) -> None:
+    """Take channels out of the teacher where the sensitivity scan allows it, train on; append to data/results/channels.csv."""
+    data = load_data("cifar10", train_limit=arguments.train_limit)
+    epochs = arguments.epochs or 6
+    scan = results.read("sensitivity")
+    scan = scan[(scan["unit"] == "channel") & (scan["weights"] == _digest())]
+    scan = scan.assign(accuracy=scan["correct"] / scan["total"])
+    for tolerance in arguments.tolerances:
+        for seed in arguments.seeds:
+            row = {"model": "vgg19", "data": data.name, "method": "channels", "tolerance": tolerance, "train_pictures": len(data.train)}
+            row |= {"epochs": epochs, "lr": arguments.lr, "weights": _digest()}
+            if results.finished("channels", row | {"seed": seed}):
+                continue
+            ratios = pruning.ratios_by_sensitivity(scan, tolerance)
+            model = pruning.prune_channels(models.load(TEACHER), torch.zeros(1, 3, 32, 32), ratios)
+            row["before"] = evaluate(model, data.validation.take(slice(0, 1_000)), precision="auto").correct
+            _train_on(model, data, epochs, arguments.lr, seed, f"channels-{tolerance:g}")
+            _measure("channels", row, model, data, seed, f"vgg19_channels{100 * tolerance:g}")
+
+
+def low_rank(arguments: argparse.Namespace) -> None:
+    """Factorize the teacher to several budgets: accuracy at once, and after training on; append to data/results/low_rank.csv."""
+    data = load_data("cifar10", train_limit=arguments.train_limit)
+    held_out, some = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 300))
+    teacher = models.load(TEACHER)
+    for budget in (1.5, 2, 3, 5, 7, 10, 15, 20, 30):  # times fewer parameters; not trained
+        for method, options in (("channel", {}), ("auto", {"scheme": "auto"}), ("pictures", {"pictures": some})):
+            row = {"model": "vgg19", "data": data.name, "method": method, "times": budget, "epochs": 0, "weights": _digest()}
+            if not results.finished("low_rank", row):
+                model = low_rank_module.factorize(teacher, budget=1 / budget, **options)
+                row |= {"validation_correct": evaluate(model, held_out, precision="auto").correct, "validation_total": len(held_out)}
+                row |= {"parameters": profiling.count_parameters(model), "macs": profiling.count_macs(model)}
+                results.append("low_rank", row | results.provenance())
+    epochs = arguments.epochs or 3
+    for budget in arguments.budgets:
+        for seed in arguments.seeds:
+            row = {"model": "vgg19", "data": data.name, "method": "pictures", "times": budget, "epochs": epochs, "lr": arguments.lr}
+            row |= {"train_pictures": len(data.train), "weights": _digest()}
+            if results.finished("low_rank", row | {"seed": seed}):
+                continue
+            model = low_rank_module.factorize(teacher, budget=1 / budget, round_to=8, pictures=some)
+            _train_on(model, data, epochs, arguments.lr, seed, f"low-rank-{budget:g}")
+            _measure("low_rank", row, model, data, seed, f"vgg19_rank{budget:g}")
+
+
+def _digest() -> str:
+    """Return which teacher a row stands on: the first digits of the SHA-256 in its file."""
+    return models.read_safetensors(TEACHER)[0]["sha256"][:10]
+
+
+def _train_on(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, name: str, callbacks: Sequence[Callback] = ()) -> None:
+    """Train a compressed teacher further, from its own weights, with the one loop."""
+    checkpoint = WORK / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest()}.safetensors"
+    watched = replace(data, validation=data.validation.take(slice(0, 1_000)))  # a glance per epoch; nothing is chosen by it
+    fit(model, watched, epochs=epochs, lr=lr, batch_size=128, warmup=0.05, callbacks=callbacks, seed=seed, checkpoint=checkpoint)
+
+
+def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file: str | None) -> None:
+    """Append what the finished model costs and scores beside the teacher, measured in the same minute; keep its file."""
+    teacher = models.load(TEACHER)
+    storage, size = profiling.smallest_file(model)  # in single precision, as trained
+    row |= {"storage": storage, "bytes": size, "teacher_bytes": profiling.file_bytes(teacher)}
+    path = TEACHER.with_name(f"{file}.safetensors") if file else WORK / "measured.safetensors"
+    models.save(model, path, torch.float16, "bitmask+zip" if storage != "dense" else "dense")
+    model = models.load(path)  # what is measured from here on is what is kept, half precision included
+    row |= {"half_bytes": path.stat().st_size, "teacher_half_bytes": profiling.file_bytes(teacher, torch.float16)}
+    row |= {"teacher_half_zip_bytes": profiling.file_bytes(teacher, torch.float16, "zip")}
+    accuracy, before = evaluate(model, data.test), evaluate(teacher, data.test)
+    row |= {"correct": accuracy.correct, "teacher_correct": before.correct, "total": accuracy.total}
+    row |= {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+    row |= {"macs": profiling.count_macs(model)}
+    for threads in sorted({1, torch.get_num_threads()}):
+        for who, network in (("teacher_", teacher), ("", model)):
+            row[f"{who}latency_ms_{threads}_threads"] = round(profiling.measure_latency(network, threads=threads)["latency_ms"], 3)
+    results.append(name, row | results.provenance(seed))
+    print(
+        f"{row['method']}: {accuracy} of the test split, the teacher {before}; {row['teacher_bytes'] / size:.1f} times smaller ({storage})"
+    )
+
+
 def speed(arguments: argparse.Namespace) -> None:
     """Time fit against the loop of PyTorch's CIFAR-10 tutorial on VGG-19; append to data/results/speed.csv."""
     if torch.cuda.is_available():
@@ -158,7 +283,16 @@ def _tutorial_loop(batch_size: int, steps: int) -> float:
     return batch_size * steps / (time.perf_counter() - started)
 
 
-COMMANDS = {"teacher": teacher, "distillation": distillation, "distillation_grid": distillation_grid, "speed": speed}
+COMMANDS = {
+    "teacher": teacher,
+    "distillation": distillation,
+    "distillation_grid": distillation_grid,
+    "sensitivity": sensitivity,
+    "pruning": prune,
+    "channels": channels,
+    "low_rank": low_rank,
+    "speed": speed,
+}
 
 
 def main() -> None:
@@ -171,6 +305,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train-limit", type=int, help="training pictures for the students; default: all")
     parser.add_argument("--student", default="tiny_convnet", choices=models.MODELS)
+    parser.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
+    parser.add_argument("--only", nargs="+", help="pruning: some of dense-0, gradual-0.9, one-shot-0.95, ...")
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[2, 5, 10, 20], help="low_rank: times fewer parameters")
     arguments = parser.parse_args()
     COMMANDS[arguments.what](arguments)
     results.write_readme()
