@@ -13,6 +13,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 from helpers import checks, models, profiling, pruning, results
@@ -20,7 +21,7 @@ from helpers import low_rank as low_rank_module
 from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, Split, cifar10_root, load_data
 from helpers.distillation import DistillationLoss
 from helpers.series import TEACHER
-from helpers.training import Callback, evaluate, fit, predict
+from helpers.training import Callback, Run, evaluate, fit, predict
 
 WORK = HOME / "build" / "benchmark"  # unfinished runs; ignored by git
 
@@ -262,6 +263,78 @@ def speed(arguments: argparse.Namespace) -> None:
     print(f"fit {ours:.1f} images/s, tutorial loop {plain:.1f} images/s: {ours / plain:.2f} times")
 
 
+def speed_pruning(arguments: argparse.Namespace) -> None:
+    """Time what GradualPruner adds to fit's steps, and one drawing of masks against PyTorch's; append to data/results/speed_pruning.csv."""
+    batch_size, steps, every = 256, 42, 21  # as often as by default in a run of three epochs
+    data = load_data("cifar10", train_limit=batch_size * steps)
+    data = replace(data, validation=data.validation.take(slice(0, 500)))
+    pruner = _Timed(pruning.GradualPruner(pruning.PolynomialSchedule(0.9), every=every))
+    history = fit(models.load(TEACHER), data, epochs=1, batch_size=batch_size, lr=0.01, callbacks=[pruner], progress=False)
+    share = 100 * pruner.seconds / (history["seconds"][0] - pruner.seconds)
+    weights = {name: weight.detach().abs() for name, weight in pruning.prunable(models.load(TEACHER)).items()}
+    model = models.load(TEACHER)
+    layers = [(model.get_submodule(name), "weight") for name in weights]
+    started = time.perf_counter()
+    nn.utils.prune.global_unstructured(layers, nn.utils.prune.L1Unstructured, amount=0.9)
+    middle = time.perf_counter()
+    pruning.prune_once(models.load(TEACHER), 0.9)
+    ended = time.perf_counter()
+    row = {"model": "vgg19", "batch_size": batch_size, "steps": steps, "every": every, "pruner_percent_of_step": round(share, 2)}
+    row |= {"prune_once_seconds": round(ended - middle, 3), "torch_seconds": round(middle - started, 3)}
+    results.append("speed_pruning", row | {"ratio": round((middle - started) / (ended - middle), 2)} | results.provenance(0))
+    print(f"GradualPruner adds {share:.2f}% to a step; masks {ended - middle:.2f} s, torch.nn.utils.prune {middle - started:.2f} s")
+
+
+class _Timed(Callback):
+    """A callback that runs another and adds up its seconds."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback, self.seconds = callback, 0.0
+
+    def _time(self, name: str, run: Run) -> object:
+        started = time.perf_counter()
+        result = getattr(self.callback, name)(run)
+        self.seconds += time.perf_counter() - started
+        return result
+
+    def on_start(self, run: Run) -> None:
+        self.callback.on_start(run)
+
+    def on_gradients(self, run: Run) -> None:
+        self._time("on_gradients", run)
+
+    def on_step(self, run: Run) -> None:
+        self._time("on_step", run)
+
+
+def speed_low_rank(arguments: argparse.Namespace) -> None:
+    """Time analysing and factorizing VGG-19 against tensorly's partial Tucker at the same ranks; append to data/results/speed_low_rank.csv."""
+    import tensorly
+    from tensorly.decomposition import partial_tucker
+
+    tensorly.set_backend("pytorch")
+    model = models.load(TEACHER)
+    started = time.perf_counter()
+    plan = low_rank_module.analyze(model, 0.8)
+    analyzed = time.perf_counter()
+    low_rank_module.factorize(model, 0.8)
+    factorized = time.perf_counter()
+    for row in plan[plan["worthwhile"]].itertuples():
+        weight = model.get_submodule(row.layer).weight.detach()
+        if weight.ndim == 4:
+            partial_tucker(weight, rank=[row.rank, min(row.rank, weight.shape[1])], modes=[0, 1])
+    ended = time.perf_counter()
+    row = {
+        "model": "vgg19",
+        "energy": 0.8,
+        "analyze_seconds": round(analyzed - started, 2),
+        "factorize_seconds": round(factorized - analyzed, 2),
+    }
+    row |= {"tensorly_seconds": round(ended - factorized, 2), "ratio": round((ended - factorized) / (factorized - analyzed), 2)}
+    results.append("speed_low_rank", row | results.provenance(0))
+    print(f"analyze {row['analyze_seconds']} s, factorize {row['factorize_seconds']} s, tensorly {row['tensorly_seconds']} s")
+
+
 def _tutorial_loop(batch_size: int, steps: int) -> float:
     """Images per second of the plain loop: DataLoader with transforms, two workers, fp32, SGD, as in pytorch.org's tutorial."""
     from torchvision import transforms
@@ -292,6 +365,8 @@ COMMANDS = {
     "channels": channels,
     "low_rank": low_rank,
     "speed": speed,
+    "speed_pruning": speed_pruning,
+    "speed_low_rank": speed_low_rank,
 }
 
 

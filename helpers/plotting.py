@@ -169,6 +169,168 @@ def costs(table: pd.DataFrame, column: str, label: str) -> Figure:
     return figure
 
 
+def matrices(tables: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Figure:
+    """Draw small matrices side by side, each number in its cell; where the mask is False the cell is empty.
+
+    Args:
+        tables: {title: rows x columns}.
+        masks: {title: of the same shape, True is kept}.
+    """
+    limit = max(float(table.abs().max()) for table in tables.values())
+    figure, grid = plt.subplots(1, len(tables), figsize=(3.4 * len(tables), 3.2), squeeze=False, layout="constrained")
+    for axes, (title, table) in zip(grid.flat, tables.items(), strict=True):
+        hidden = None if masks is None or title not in masks else ~masks[title].numpy()
+        style = {
+            "cmap": "vlag",
+            "vmin": -limit,
+            "vmax": limit,
+            "annot": True,
+            "fmt": ".1f",
+            "cbar": False,
+            "linewidths": 1,
+            "linecolor": "0.85",
+        }
+        sns.heatmap(table.numpy(), mask=hidden, ax=axes, square=True, xticklabels=False, yticklabels=False, **style)
+        axes.set_title(title)
+    return figure
+
+
+def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw sparsity over a run, one line per schedule; each a list of values evenly spaced from progress 0 to 1."""
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    for name, values in curves.items():
+        axes.plot([100 * i / (len(values) - 1) for i in range(len(values))], [100 * value for value in values], label=name)
+    axes.set(xlabel="progress of the run (%)", ylabel="sparsity (%)", ylim=(-3, 103))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def sparsity(weight: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
+    """Draw what the slider of notebook 02 shows: which weights go, which of one layer's are left, what it costs and saves.
+
+    Args:
+        weight: one layer's, any shape.
+        table: from ``pruning.sweep``.
+        chosen: the row to mark.
+    """
+    row = table.iloc[chosen]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.3), layout="constrained", width_ratios=[1, 0.9, 1.1])
+    limit = float(weight.abs().quantile(0.999)) if weight.numel() < 10_000_000 else float(weight.abs().max())
+    left.hist(weight.flatten().numpy(), bins=81, range=(-limit, limit), color=BLUE, log=True)
+    left.axvspan(-row["threshold"], row["threshold"], color=ORANGE, alpha=0.35, label="given up")
+    left.set(title="weights of the layer", xlabel="value", ylabel="how many", xlim=(-limit, limit))
+    left.legend(fontsize=8, loc="upper right")
+    corner = weight.flatten(1)[:64, :72].abs() > row["threshold"]
+    middle.imshow(corner.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest", aspect="auto")
+    middle.set(title=f"mask (first 64 x 72): {corner.float().mean():.0%} kept", xticks=[], yticks=[])
+    middle.grid(visible=False)
+    _two_scales(right, 100 * table["sparsity"], 100 * table["accuracy"], table["bytes"] / 1e6, chosen, "sparsity (%)", "file (MB)")
+    right.set_title(f"{row['sparsity']:.0%} zeros: {100 * row['accuracy']:.1f}%, {row['bytes'] / 1e6:.1f} MB")
+    return figure
+
+
+def sensitivity(scan: pd.DataFrame) -> Figure:
+    """Draw accuracy against the share taken from one layer alone, a line per layer, early layers dark.
+
+    Args:
+        scan: from ``pruning.sensitivity``: layer, ratio, correct, total.
+    """
+    names = list(dict.fromkeys(scan["layer"]))
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for color, name in zip(sns.color_palette("viridis", len(names)), names, strict=True):
+        rows = scan[scan["layer"] == name]
+        axes.plot(100 * rows["ratio"], 100 * rows["correct"] / rows["total"], "o-", color=color, label=name, markersize=3)
+    axes.set(xlabel="taken from this layer alone (%)", ylabel="accuracy (%)")
+    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer")
+    return figure
+
+
+def energy_curves(curves: Mapping[str, Tensor], break_even: Mapping[str, int]) -> Figure:
+    """Draw the energy that each layer's first singular values keep; a dot marks the break-even rank.
+
+    Args:
+        curves: {layer: energy by rank}.
+        break_even: {layer: the largest rank that still saves weights, 0 if none}.
+    """
+    figure, axes = plt.subplots(figsize=(7.4, 4), layout="constrained")
+    for color, (name, kept) in zip(sns.color_palette("viridis", len(curves)), curves.items(), strict=True):
+        share = [100 * (rank + 1) / len(kept) for rank in range(len(kept))]
+        axes.plot(share, 100 * kept.numpy(), color=color, label=name)
+        rank = break_even[name]
+        if rank:
+            axes.plot(share[rank - 1], 100 * float(kept[rank - 1]), "o", color=color, markeredgecolor="black", markersize=6)
+    axes.set(xlabel="rank (% of full rank)", ylabel="energy kept (%)")
+    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer; dot: break-even rank")
+    return figure
+
+
+def ranks(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], chosen: int) -> Figure:
+    """Draw what the slider of notebook 03 shows: the rank of every layer, and what the network then costs and scores.
+
+    Args:
+        table: from ``low_rank.sweep``.
+        full: {layer: full rank}.
+        break_even: {layer: the largest rank that still saves weights}.
+        chosen: the row to mark.
+    """
+    row = table.iloc[chosen]
+    names = list(row["ranks"])
+    positions = range(len(names))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained", width_ratios=[1.25, 1, 1])
+    left.barh(positions, [full[name] for name in names], color="0.88", label="full rank")
+    left.barh(positions, [row["ranks"][name] or full[name] for name in names], color=[BLUE if row["ranks"][n] else GRAY for n in names])
+    left.plot([break_even[name] for name in names], positions, "|", color="black", markersize=9, markeredgewidth=2, label="break-even")
+    left.set_yticks(positions, names, fontsize=7)
+    left.set(title="rank (gray: left whole)", xlabel="rank")
+    left.invert_yaxis()
+    left.grid(axis="y", visible=False)
+    left.legend(fontsize=7)
+    for axes, column, label in ((middle, "parameters", "parameters (millions)"), (right, "macs", "MACs (millions)")):
+        _two_scales(axes, 100 * table["energy"], 100 * table["accuracy"], table[column] / 1e6, chosen, "energy kept (%)", label)
+    middle.set_title(f"energy {row['energy']:.0%}: {100 * row['accuracy']:.1f}%, {row['parameters'] / 1e6:.1f}M")
+    right.set_title(f"{row['macs'] / 1e6:.0f}M MACs")
+    return figure
+
+
+def _two_scales(axes: Axes, x: pd.Series, accuracy: pd.Series, cost: pd.Series, chosen: int, xlabel: str, label: str) -> None:
+    """Draw accuracy (left scale) and a cost (right scale) over ``x``, and mark one row."""
+    other = axes.twinx()
+    axes.plot(x, accuracy, "o-", color=BLUE, markersize=3)
+    other.plot(x, cost, "s--", color=ORANGE, markersize=3)
+    axes.axvline(x.iloc[chosen], color=GRAY)
+    axes.plot(x.iloc[chosen], accuracy.iloc[chosen], "o", color=BLUE, markersize=9)
+    other.plot(x.iloc[chosen], cost.iloc[chosen], "s", color=ORANGE, markersize=9)
+    axes.set(xlabel=xlabel, ylim=(0, 100))
+    axes.set_ylabel("accuracy (%), solid", color=BLUE)
+    other.set_ylabel(f"{label}, dashed", color=ORANGE)
+    other.set_ylim(bottom=0)
+    other.grid(visible=False)
+
+
+def trade_off(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, level: float | None = None
+) -> Figure:
+    """Draw one line per method over a logarithmic axis (times smaller, times faster).
+
+    Args:
+        curves: {method: (x, y)}.
+        xlabel: with its unit.
+        ylabel: with its unit.
+        level: a dashed line, the uncompressed network's.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for (name, (x, y)), marker in zip(curves.items(), "os^Dv*" * len(curves), strict=False):
+        axes.plot(x, y, f"{marker}-", label=name)
+    if level is not None:
+        axes.axhline(level, color=GRAY, linestyle="--", label="uncompressed")
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_minor_formatter("{x:g}x")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _probability_bars(axes: Axes, probabilities: Tensor, classes: Sequence[str], label: int) -> None:
     colors = [ORANGE if index == label else BLUE for index in range(len(classes))]
     axes.barh(classes, probabilities.numpy(), color=colors)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -41,7 +42,61 @@ def temperature_slider(logits: Tensor, classes: Sequence[str], label: int, start
     return figure_slider(slider, lambda value: temperature_figure(logits, value, classes, label))
 
 
-def figure_slider(slider: ipywidgets.FloatSlider | ipywidgets.IntSlider, draw: Callable[[float], Figure]) -> ipywidgets.Widget:
+def sparsity_figure(weight: Tensor, table: pd.DataFrame, sparsity: float) -> Figure:
+    """Draw one layer's weights and mask, and the network's accuracy and file, at ``sparsity``.
+
+    Args:
+        weight: one layer's.
+        table: from ``pruning.sweep``, with a row for ``sparsity``.
+        sparsity: share of the network's weights given up.
+
+    Raises:
+        ValueError: ``table`` has no such row.
+    """
+    return plotting.sparsity(weight, table, _row(table, "sparsity", sparsity))
+
+
+def sparsity_slider(weight: Tensor, table: pd.DataFrame, start: float = 0.9) -> ipywidgets.Widget:
+    """Return the sparsity slider of notebook 02: it moves through the rows of ``table`` (from ``pruning.sweep``)."""
+    _row(table, "sparsity", start)
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{value:.1%}", value) for value in table["sparsity"]], value=start, description="sparsity"
+    )
+    return figure_slider(slider, lambda value: sparsity_figure(weight, table, value))
+
+
+def energy_figure(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], energy: float) -> Figure:
+    """Draw every layer's rank, and the network's parameters, MACs and accuracy, at ``energy``.
+
+    Args:
+        table: from ``low_rank.sweep``, with a row for ``energy``.
+        full: {layer: full rank}.
+        break_even: {layer: the largest rank that still saves weights}.
+        energy: share of each layer's squared weights that is kept.
+
+    Raises:
+        ValueError: ``table`` has no such row.
+    """
+    return plotting.ranks(table, full, break_even, _row(table, "energy", energy))
+
+
+def energy_slider(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], start: float = 0.9) -> ipywidgets.Widget:
+    """Return the energy slider of notebook 03: it moves through the rows of ``table`` (from ``low_rank.sweep``)."""
+    _row(table, "energy", start)
+    slider = ipywidgets.SelectionSlider(options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy")
+    return figure_slider(slider, lambda value: energy_figure(table, full, break_even, value))
+
+
+def _row(table: pd.DataFrame, column: str, value: float) -> int:
+    """Return the position of the row whose ``column`` is ``value``."""
+    value = checks.number(column, value, 0, 1)
+    close = ((table[column] - value).abs() < 1e-9).tolist()
+    if True not in close:
+        raise ValueError(f"{column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}")
+    return close.index(True)
+
+
+def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) -> ipywidgets.Widget:
     """Put a slider above the figure that ``draw`` makes of its value.
 
     The figure is one picture whose bytes are exchanged, so it does not flicker while the slider moves.

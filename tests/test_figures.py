@@ -70,3 +70,74 @@ def test_moving_the_slider_changes_the_picture():
     assert bytes(picture.value).startswith(b"\x89PNG")
     slider.value = 4
     assert bytes(picture.value) == before
+
+
+SWEEP = pd.DataFrame(
+    {"sparsity": [0.0, 0.5, 0.9], "threshold": [0.0, 0.1, 0.3], "accuracy": [0.9, 0.8, 0.3], "bytes": [4_000_000, 2_200_000, 600_000]}
+)
+
+
+@pytest.mark.parametrize(("sparsity", "kept"), [(0.0, 8), (0.5, 6), (0.9, 3)])
+def test_sparsity_figure_at_its_lowest_middle_and_highest(sparsity, kept):
+    weight = torch.tensor([[0.05, -0.05, 0.2, -0.25], [0.11, 0.31, -0.4, 0.9]])
+    left, middle, right, _ = widgets.sparsity_figure(weight, SWEEP, sparsity).axes
+    assert int(middle.images[0].get_array().sum()) == kept
+    assert sum(bar.get_height() for bar in left.patches[:-1]) >= 7  # every weight but the clipped largest, then the cut
+    assert right.lines[1].get_xdata()[0] == pytest.approx(100 * sparsity)
+    assert f"{sparsity:.0%} zeros" in right.get_title()
+
+
+RANKED = pd.DataFrame(
+    {
+        "energy": [0.5, 0.9, 1.0], "accuracy": [0.2, 0.8, 0.9], "parameters": [1e6, 2e6, 4e6], "macs": [1e7, 2e7, 4e7],
+        "ranks": [{"a": 1, "b": 2}, {"a": 3, "b": 0}, {"a": 0, "b": 0}],
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("energy", "widths"), [(0.5, [1, 2]), (0.9, [3, 8]), (1.0, [4, 8])])
+def test_energy_figure_at_its_lowest_middle_and_highest(energy, widths):
+    left, middle, _ = widgets.energy_figure(RANKED, {"a": 4, "b": 8}, {"a": 2, "b": 5}, energy).axes[:3]
+    assert [bar.get_width() for bar in left.patches] == [4, 8, *widths]
+    assert middle.lines[1].get_xdata()[0] == pytest.approx(100 * energy)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda v: widgets.sparsity_figure(torch.ones(2, 2), SWEEP, v), lambda v: widgets.energy_figure(RANKED, {}, {}, v)]
+)
+@pytest.mark.parametrize("value", [0.123, -1, float("nan")])
+def test_values_the_sliders_do_not_have_are_refused(make, value):
+    with pytest.raises(ValueError, match=r"sparsity|energy"):
+        make(value)
+
+
+def test_the_sliders_move_through_the_rows():
+    box = widgets.sparsity_slider(torch.randn(8, 8), SWEEP)
+    slider, picture = box.children
+    assert [value for _, value in slider.options] == [0.0, 0.5, 0.9]
+    before = bytes(picture.value)
+    slider.value = 0.0
+    assert bytes(picture.value) != before
+    box = widgets.energy_slider(RANKED, {"a": 4, "b": 8}, {"a": 2, "b": 5})
+    slider, picture = box.children
+    before = bytes(picture.value)
+    slider.value = 1.0
+    assert bytes(picture.value) != before
+
+
+def test_pruning_and_low_rank_figures_show_their_numbers():
+    table = torch.tensor([[1.0, -2.0], [0.5, 4.0]])
+    figure = plotting.matrices({"before": table, "after": table}, {"after": table.abs() > 1})
+    assert [len(axes.texts) for axes in figure.axes] == [4, 2]
+    lines = plotting.schedules({"a": [0.0, 0.5, 0.9], "b": [0.9] * 3}).axes[0].lines
+    assert list(lines[0].get_xdata()) == [0, 50, 100]
+    assert list(lines[0].get_ydata()) == [0, 50, 90]
+    scan = pd.DataFrame({"layer": ["a", "a", "b", "b"], "ratio": [0, 0.5] * 2, "correct": [9, 5, 9, 8], "total": 10})
+    lines = plotting.sensitivity(scan).axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[90, 50], [90, 80]]
+    axes = plotting.energy_curves({"a": torch.tensor([0.5, 1.0])}, {"a": 1}).axes[0]
+    assert list(axes.lines[0].get_ydata()) == [50, 100]
+    assert list(axes.lines[1].get_ydata()) == [50]  # the dot
+    axes = plotting.trade_off({"a": ([2, 4], [90, 80])}, "times smaller", "accuracy", level=91).axes[0]
+    assert axes.get_xscale() == "log"
+    assert list(axes.lines[0].get_ydata()) == [90, 80]

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 from helpers import models, profiling, pruning
 from helpers.data import load_data
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
+from helpers.series import TEACHER
 from helpers.training import Callback, evaluate, fit
 
 
@@ -70,6 +71,15 @@ def test_schedule_names_a_bad_argument(arguments, name):
 @pytest.mark.parametrize(("name", "sparsity"), itertools.product(("vgg19", "resnet18"), (0.5, 0.9)))
 def test_global_masks_equal_pytorchs_to_the_weight(name, sparsity):
     model = models.build(name)
+    masks = masks_for(magnitudes(model), sparsity)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    prune.global_unstructured([(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity)
+    assert all(torch.equal(masks[n], layer.weight_mask.bool()) for n, layer in layers.items())
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.95])
+def test_global_masks_equal_pytorchs_on_the_teacher_whose_half_precision_weights_have_many_ties(sparsity):
+    model = models.load(TEACHER)
     masks = masks_for(magnitudes(model), sparsity)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     prune.global_unstructured([(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity)
