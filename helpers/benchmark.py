@@ -191,14 +191,14 @@ def low_rank(arguments: argparse.Namespace) -> None:
     data = load_data("cifar10", train_limit=arguments.train_limit)
     held_out, some = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 300))
     teacher = models.load(TEACHER)
-    for budget in (1.5, 2, 3, 5, 7, 10, 15, 20, 30):  # times fewer parameters; not trained
-        for method, options in (("channel", {}), ("auto", {"scheme": "auto"}), ("pictures", {"pictures": some})):
-            row = {"model": "vgg19", "data": data.name, "method": method, "times": budget, "epochs": 0, "weights": _digest()}
-            if not results.finished("low_rank", row):
-                model = low_rank_module.factorize(teacher, budget=1 / budget, **options)
-                row |= {"validation_correct": evaluate(model, held_out, precision="auto").correct, "validation_total": len(held_out)}
-                row |= {"parameters": profiling.count_parameters(model), "macs": profiling.count_macs(model)}
-                results.append("low_rank", row | results.provenance())
+    budgets = (1.5, 2, 3, 5, 7, 10, 15, 20, 30)  # times fewer parameters; not trained
+    for method, options in (("channel", {}), ("auto", {"scheme": "auto"}), ("pictures", {"pictures": some})):
+        same = {"model": "vgg19", "data": data.name, "method": method, "epochs": 0, "weights": _digest()}
+        if not results.finished("low_rank", same):
+            table = low_rank_module.sweep(teacher, held_out, budgets=[1 / times for times in budgets], precision="auto", **options)
+            for times, found in zip(budgets, table.itertuples(), strict=True):
+                row = same | {"times": times, "validation_correct": found.correct, "validation_total": found.total}
+                results.append("low_rank", row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
     epochs = arguments.epochs or 3
     for budget in arguments.budgets:
         for seed in arguments.seeds:
@@ -308,7 +308,7 @@ class _Timed(Callback):
 
 
 def speed_low_rank(arguments: argparse.Namespace) -> None:
-    """Time analysing and factorizing VGG-19 against tensorly's partial Tucker at the same ranks; append to data/results/speed_low_rank.csv."""
+    """Time factorizing VGG-19 against tensorly's partial Tucker at the same ranks; append to data/results/speed_low_rank.csv."""
     import tensorly
     from tensorly.decomposition import partial_tucker
 

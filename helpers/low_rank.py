@@ -542,29 +542,41 @@ def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], sc
 
 
 def sweep(
-    model: nn.Module, split: Split, energies: Iterable[float], *, scheme: str = "channel", skip: Iterable[str] = (), precision: str = "fp32"
+    model: nn.Module,
+    split: Split,
+    energies: Iterable[float] = (),
+    *,
+    budgets: Iterable[float] = (),
+    scheme: str = "channel",
+    skip: Iterable[str] = (),
+    pictures: Split | None = None,
+    precision: str = "fp32",
 ) -> pd.DataFrame:
-    """Factorize at each energy, without any training: what the slider of notebook 03 moves through. Each layer's SVD is taken once.
+    """Factorize at each energy, and to each budget, without any training. Every layer is taken apart once.
 
     Args:
         model: is not changed.
         split: what to measure accuracy on.
-        energies: in (0, 1].
-        scheme: as in ``factorize``.
-        skip: names of layers to leave alone.
+        energies: in (0, 1]; the slider of notebook 03 moves through them.
+        budgets: shares of the parameters, in (0, 1].
+        scheme: as in ``analyze``, and so the others.
+        skip: see there.
+        pictures: see there.
         precision: as in ``evaluate``.
 
     Returns:
-        A row per energy: energy, parameters and macs (of the whole network), correct, total, accuracy, and ranks ({layer: rank, 0
-        where the layer stays whole}).
+        A row per energy and budget: energy or budget, parameters and macs (of the whole network), correct, total, accuracy, and ranks
+        ({layer: rank, 0 where the layer stays whole}).
     """
-    options = _options(model, scheme, skip, 1, None, None)
+    options = _options(model, scheme, skip, 1, pictures, None)
+    asked = [("energy", checks.number("energies", energy, 0, 1, open_low=True)) for energy in energies]
+    asked += [("budget", checks.number("budgets", budget, 0, 1, open_low=True)) for budget in budgets]
     rows = []
-    for energy in energies:
-        plan = _choose(options, checks.number("energies", energy, 0, 1, open_low=True))
+    for column, value in asked:
+        plan = _choose(options, value) if column == "energy" else _choose(options, 1.0, value)
         thinner = _apply(model, plan, options)
         accuracy = evaluate(thinner, split, precision=precision)
-        row = {"energy": energy, "parameters": count_parameters(thinner), "macs": count_macs(thinner, (1, *split.images.shape[1:]))}
+        row = {column: value, "parameters": count_parameters(thinner), "macs": count_macs(thinner, (1, *split.images.shape[1:]))}
         row |= {"correct": accuracy.correct, "total": accuracy.total, "accuracy": float(accuracy)}
         ranks = {one.layer: int(one.rank) if one.worthwhile else 0 for one in plan.itertuples()}
         rows.append(row | {"ranks": ranks})

@@ -354,6 +354,17 @@ def test_sweep_is_what_factorize_and_evaluate_say():
             assert (small.get_submodule(name)[0].weight.shape[0] if rank else 0) == rank
 
 
+def test_sweep_by_budget_is_what_factorize_says():
+    data = load_data("digits")
+    model = models.build("tiny_convnet", width=0.5)
+    some = data.train.take(slice(0, 50))
+    table = low_rank.sweep(model, data.validation, budgets=(0.5, 0.2), pictures=some)
+    for row in table.itertuples():
+        small = factorize(model, budget=row.budget, pictures=some)
+        assert (row.parameters, row.macs) == (count_parameters(small), count_macs(small))
+        assert row.correct == evaluate(small, data.validation).correct
+
+
 @given(
     st.sampled_from(["zeros", "reflect", "circular", "replicate"]), st.booleans(), st.sampled_from([torch.float32, torch.float64]),
     st.booleans(), st.sampled_from(["channel", "spatial"]), st.integers(0, 2**31),
