@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -129,6 +130,9 @@ def markdown() -> str:
                 f"reaches {wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of "
                 f"{gains.mean():.2f} points (standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
             )
+    lines += _compressed("pruning", "Pruning", lambda run: f"{run['sparsity']:.0%} of the weights zero ({run['method']})")
+    lines += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
+    lines += _compressed("low_rank", "Low rank", lambda run: f"{run['times']:g} times fewer weights")
     if (RESULTS / "speed.csv").exists():
         row = read("speed").dropna(subset=["ratio"]).iloc[-1]
         lines.append(
@@ -137,6 +141,23 @@ def markdown() -> str:
             f"in batches of {row['batch_size']:.0f}."
         )
     return "\n".join(lines)
+
+
+def _compressed(name: str, title: str, say: Callable[[pd.Series], str]) -> list[str]:
+    """Return a line for each trained row of a technique: what was done, accuracy and the teacher's, bytes, milliseconds."""
+    if not (RESULTS / f"{name}.csv").exists():
+        return []
+    lines = []
+    runs = read(name)
+    for _, run in runs[runs["epochs"] > 0].iterrows():
+        accuracy, before = (Accuracy(int(run[key]), int(run["total"])) for key in ("correct", "teacher_correct"))
+        now, was = run["latency_ms_1_threads"], run["teacher_latency_ms_1_threads"]
+        lines.append(
+            f"- **{title}**, {say(run)}, {run['epochs']:.0f} epochs more: {accuracy} on the test split, "
+            f"{100 * (float(accuracy) - float(before)):+.1f} points; {run['teacher_bytes'] / run['bytes']:.1f} times smaller on disk "
+            f"({run['storage']}); {was / now:.1f} times the speed ({now:.1f} ms, PyTorch, batch 1, 1 thread)."
+        )
+    return lines
 
 
 def write_readme(path: Path = HOME / "README.md") -> None:
