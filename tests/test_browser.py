@@ -1,0 +1,147 @@
+"""The sliders in a real browser: JupyterLab on 127.0.0.1 with a token, Chromium, mouse and keyboard; on digits, to be quick."""
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from helpers.data import HOME
+from helpers.series import NOTEBOOKS
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SHOTS = HOME / "build" / "screenshots"
+SLIDERS = {"01_distillation": "temperature", "02_pruning": "sparsity", "03_low_rank": "energy"}
+
+if CHROMIUM is None:
+    pytest.skip("Chromium is not installed: apt install chromium, or set CHROMIUM to its path", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab over a copy of the notebooks (it saves what it shows); yields address and token."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks")
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))  # cells out of sight stay in the page
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder / 'notebooks'}", "--expose-app-in-browser"]
+    environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "NNC_DATA": "digits"}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "NNC_BUDGET": "quick"}
+    log = (folder / "lab.log").open("w")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "lab.log").read_text()
+                time.sleep(0.5)
+        yield address, token
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+def test_nobody_gets_in_without_the_token(lab):
+    address, _ = lab
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/api/contents", timeout=5)
+    assert refused.value.code == 403
+
+
+@pytest.mark.parametrize("name", SLIDERS)
+def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
+    address, token = lab
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+    )
+    page.evaluate(
+        "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"
+    )
+    page.wait_for_function("() => window.ran === true", timeout=240_000)
+    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    slider = page.locator(".jp-NotebookPanel .widget-slider").first
+    slider.scroll_into_view_if_needed()
+    assert SLIDERS[name] in slider.inner_text()
+    handle, image = slider.locator(".noUi-handle"), page.locator(".jp-NotebookPanel img.widget-image").first
+    image.wait_for(timeout=20_000)
+    start = _shown(page, image)
+    box = handle.bounding_box()
+    across = slider.locator(".noUi-base, .noUi-target").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for step in range(1, 21):  # fast, to the left end
+        page.mouse.move(box["x"] + (across["x"] - box["x"]) * step / 20, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    dragged = _settled(page, image)
+    assert dragged != start
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}-dragged.png")
+    lowest = slider.locator(".widget-readout").inner_text()
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    assert _settled(page, image) != dragged
+    assert slider.locator(".widget-readout").inner_text() != lowest
+    page.keyboard.press("ArrowLeft")
+    assert slider.locator(".widget-readout").inner_text() == lowest
+    assert _settled(page, image) == dragged  # the picture belongs to the value, however fast it came there
+    assert not [text for text in complaints if not _harmless(text)]
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+
+
+def _shown(page, image):
+    """The picture's bytes."""
+    script = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+    return base64.b64encode(bytes(page.evaluate(script, image.element_handle())))
+
+
+def _settled(page, image, patience=10.0):
+    """The picture's bytes once they have stayed the same for a second."""
+    last, since, end = _shown(page, image), time.monotonic(), time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        now = _shown(page, image)
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > 1:
+            break
+    return last
+
+
+def _harmless(text):
+    """What JupyterLab itself asks for and does not find (source maps, extensions' update feed) is not the notebook's fault."""
+    return "Failed to load resource" in text or "WebSocket" in text or "favicon" in text
