@@ -1,0 +1,84 @@
+"""Exported networks answer as PyTorch does, in the target's own runtime; when they do not, nothing is left behind."""
+
+import warnings
+
+import pytest
+import torch
+
+from helpers import export, low_rank, models, pruning
+from helpers.data import load_data
+from helpers.evaluation import predict
+from helpers.training import fit
+
+
+@pytest.fixture(scope="module")
+def digits_():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def networks(digits_):
+    """One of each kind: as built, pruned, with channels gone, factorized, all of it."""
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.5)
+    fit(model, digits_, epochs=5, batch_size=64, progress=False)
+    sparse = models.build("tiny_convnet", width=0.5)
+    sparse.load_state_dict(model.state_dict())
+    pruning.prune_once(sparse, 0.5)
+    thin = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        low = low_rank.factorize(model, 0.9)
+        combined = low_rank.factorize(thin, 0.9, scheme="auto")
+    pruning.prune_once(combined, 0.3)
+    mobile = models.build("mobilenet_student", width=0.5)
+    return {"built": model, "pruned": sparse, "channels": thin, "low rank": low, "combined": combined, "mobilenet": mobile}
+
+
+@pytest.mark.parametrize("name", ["built", "pruned", "channels", "low rank", "combined", "mobilenet"])
+def test_onnx_answers_as_pytorch_does_at_any_batch_size(networks, digits_, name, tmp_path):
+    model, some = networks[name], digits_.validation.take(slice(0, 37))
+    training = model.training
+    path = export.to_onnx(model, tmp_path / "model.onnx", some)
+    assert model.training == training
+    expected = predict(model, some)
+    for batch_size in (1, 7, 37):
+        assert torch.allclose(export.onnx_logits(path, some, batch_size=batch_size, threads=1), expected, atol=1e-3)
+    assert export.onnx_accuracy(path, some).correct == int((expected.argmax(1) == some.labels).sum())
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path):
+    some = digits_.validation
+    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
+    small = export.quantize_onnx(path, tmp_path / "int8.onnx", digits_.train.take(slice(0, 200)), some)
+    assert small.stat().st_size < 0.45 * path.stat().st_size
+    same = (export.onnx_logits(small, some).argmax(1) == export.onnx_logits(path, some).argmax(1)).float().mean()
+    assert same >= 0.95
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
+
+
+def test_a_network_that_answers_otherwise_is_not_written(networks, digits_, tmp_path, monkeypatch):
+    some = digits_.validation.take(slice(0, 20))
+    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
+    before = path.read_bytes()
+    honest = export.onnx_logits
+    monkeypatch.setattr(export, "onnx_logits", lambda *a, **k: honest(*a, **k) + 1)
+    with pytest.raises(export.ExportError, match=r"differs from PyTorch by 1.*100\.0% of 20 pictures"):
+        export.to_onnx(networks["built"], path, some)
+    answers = iter([honest(path, some), -honest(path, some)])
+    monkeypatch.setattr(export, "onnx_logits", lambda *a, **k: next(answers))
+    with pytest.raises(export.ExportError, match="names the same class"):
+        export.quantize_onnx(path, tmp_path / "int8.onnx", some)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == before
+
+
+def test_bad_arguments_are_named(networks, digits_, tmp_path):
+    some = digits_.validation.take(slice(0, 5))
+    with pytest.raises(ValueError, match=r"path must end in \.onnx"):
+        export.to_onnx(networks["built"], tmp_path / "model.pt", some)
+    with pytest.raises(ValueError, match="pictures must hold"):
+        export.to_onnx(networks["built"], tmp_path / "model.onnx", some.take(slice(0, 0)))
+    with pytest.raises(TypeError, match="pictures must be Split"):
+        export.to_onnx(networks["built"], tmp_path / "model.onnx", None)
