@@ -6,6 +6,7 @@ Each row of data/results/ comes from here. A finished row is not run again; a ki
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -131,9 +132,8 @@ def sensitivity(arguments: argparse.Namespace) -> None:
         same = {"model": "vgg19", "data": data.name, "unit": unit, "pictures": len(held_out), "weights": _digest()}
         if results.finished("sensitivity", same):
             continue
-        scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto")
-        for row in scan.drop(columns="accuracy").to_dict("records"):
-            results.append("sensitivity", same | row | results.provenance())
+        scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto").drop(columns="accuracy")
+        results.append("sensitivity", *(same | row | results.provenance() for row in scan.to_dict("records")))
 
 
 def prune(arguments: argparse.Namespace) -> None:
@@ -172,6 +172,8 @@ def channels(arguments: argparse.Namespace) -> None:
     epochs = arguments.epochs or 6
     scan = results.read("sensitivity")
     scan = scan[(scan["unit"] == "channel") & (scan["weights"] == _digest())]
+    if scan.empty:
+        raise RuntimeError("data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first")
     scan = scan.assign(accuracy=scan["correct"] / scan["total"])
     for tolerance in arguments.tolerances:
         for seed in arguments.seeds:
@@ -196,9 +198,11 @@ def low_rank(arguments: argparse.Namespace) -> None:
         same = {"model": "vgg19", "data": data.name, "method": method, "epochs": 0, "weights": _digest()}
         if not results.finished("low_rank", same):
             table = low_rank_module.sweep(teacher, held_out, budgets=[1 / times for times in budgets], precision="auto", **options)
+            rows = []
             for times, found in zip(budgets, table.itertuples(), strict=True):
                 row = same | {"times": times, "validation_correct": found.correct, "validation_total": found.total}
-                results.append("low_rank", row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
+                rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
+            results.append("low_rank", *rows)
     epochs = arguments.epochs or 3
     for budget in arguments.budgets:
         for seed in arguments.seeds:
@@ -213,12 +217,12 @@ def low_rank(arguments: argparse.Namespace) -> None:
 
 def _digest() -> str:
     """Return which teacher a row stands on: the first digits of the SHA-256 in its file."""
-    return models.read_safetensors(TEACHER)[0]["sha256"][:10]
+    return "sha256:" + models.read_safetensors(TEACHER)[0]["sha256"][:10]
 
 
 def _train_on(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, name: str, callbacks: Sequence[Callback] = ()) -> None:
     """Train a compressed teacher further, from its own weights, with the one loop."""
-    checkpoint = WORK / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest()}.safetensors"
+    checkpoint = WORK / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest().removeprefix('sha256:')}.safetensors"
     watched = replace(data, validation=data.validation.take(slice(0, 1_000)))  # a glance per epoch; nothing is chosen by it
     fit(model, watched, epochs=epochs, lr=lr, batch_size=128, warmup=0.05, callbacks=callbacks, seed=seed, checkpoint=checkpoint)
 
@@ -228,7 +232,8 @@ def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file
     teacher = models.load(TEACHER)
     storage, size = profiling.smallest_file(model)  # in single precision, as trained
     row |= {"storage": storage, "bytes": size, "teacher_bytes": profiling.file_bytes(teacher)}
-    path = TEACHER.with_name(f"{file}.safetensors") if file else WORK / "measured.safetensors"
+    keep = file and seed == 0 and row["train_pictures"] == 45_000  # of many runs, one file
+    path = TEACHER.with_name(f"{file}.safetensors") if keep else WORK / f"{file or name}-measured.safetensors"
     models.save(model, path, torch.float16, "bitmask+zip" if storage != "dense" else "dense")
     model = models.load(path)  # what is measured from here on is what is kept, half precision included
     row |= {"half_bytes": path.stat().st_size, "teacher_half_bytes": profiling.file_bytes(teacher, torch.float16)}
@@ -239,7 +244,9 @@ def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file
     row |= {"macs": profiling.count_macs(model)}
     for threads in sorted({1, torch.get_num_threads()}):
         for who, network in (("teacher_", teacher), ("", model)):
-            row[f"{who}latency_ms_{threads}_threads"] = round(profiling.measure_latency(network, threads=threads)["latency_ms"], 3)
+            measured = profiling.measure_latency(network, threads=threads)
+            for key in ("latency_ms", "latency_low_ms", "latency_high_ms"):
+                row[f"{who}{key}_{threads}_threads"] = round(measured[key], 3)
     results.append(name, row | results.provenance(seed))
     print(
         f"{row['method']}: {accuracy} of the test split, the teacher {before}; {row['teacher_bytes'] / size:.1f} times smaller ({storage})"
@@ -264,25 +271,31 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def speed_pruning(arguments: argparse.Namespace) -> None:
-    """Time what GradualPruner adds to fit's steps, and one drawing of masks against PyTorch's; append to data/results/speed_pruning.csv."""
-    batch_size, steps, every = 256, 42, 21  # as often as by default in a run of three epochs
+    """Time what GradualPruner adds to fit's steps, and a pruning step against PyTorch's; append to data/results/speed_pruning.csv."""
+    if torch.cuda.is_available():
+        raise RuntimeError("speed_pruning times the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
+    batch_size, steps, every = 256, 40, 20  # as often as by default in a run of a few epochs
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
-    pruner = _Timed(pruning.GradualPruner(pruning.PolynomialSchedule(0.9), every=every))
+    pruner = _Timed(pruning.GradualPruner(pruning.PolynomialSchedule(0.9, 0.5), every=every))  # masks are there from the first step on
     history = fit(models.load(TEACHER), data, epochs=1, batch_size=batch_size, lr=0.01, callbacks=[pruner], progress=False)
     share = 100 * pruner.seconds / (history["seconds"][0] - pruner.seconds)
-    weights = {name: weight.detach().abs() for name, weight in pruning.prunable(models.load(TEACHER)).items()}
-    model = models.load(TEACHER)
-    layers = [(model.get_submodule(name), "weight") for name in weights]
-    started = time.perf_counter()
-    nn.utils.prune.global_unstructured(layers, nn.utils.prune.L1Unstructured, amount=0.9)
-    middle = time.perf_counter()
-    pruning.prune_once(models.load(TEACHER), 0.9)
-    ended = time.perf_counter()
+    seconds: dict[str, list[float]] = {"ours": [], "torch": []}
+    for _ in range(5):
+        for who in seconds:
+            model = models.build("vgg19")
+            layers = [(model.get_submodule(name), "weight") for name in pruning.prunable(model)]
+            started = time.perf_counter()
+            if who == "ours":
+                pruning.prune_once(model, 0.9)
+            else:
+                nn.utils.prune.global_unstructured(layers, nn.utils.prune.L1Unstructured, amount=0.9)
+            seconds[who].append(time.perf_counter() - started)
+    ours, theirs = (statistics.median(some) for some in seconds.values())
     row = {"model": "vgg19", "batch_size": batch_size, "steps": steps, "every": every, "pruner_percent_of_step": round(share, 2)}
-    row |= {"prune_once_seconds": round(ended - middle, 3), "torch_seconds": round(middle - started, 3)}
-    results.append("speed_pruning", row | {"ratio": round((middle - started) / (ended - middle), 2)} | results.provenance(0))
-    print(f"GradualPruner adds {share:.2f}% to a step; masks {ended - middle:.2f} s, torch.nn.utils.prune {middle - started:.2f} s")
+    row |= {"prune_once_seconds": round(ours, 3), "torch_seconds": round(theirs, 3), "ratio": round(theirs / ours, 2)}
+    results.append("speed_pruning", row | results.provenance(0))
+    print(f"GradualPruner adds {share:.2f}% to a step; one pruning of VGG-19 {ours:.2f} s, torch.nn.utils.prune {theirs:.2f} s")
 
 
 class _Timed(Callback):
@@ -305,6 +318,12 @@ class _Timed(Callback):
 
     def on_step(self, run: Run) -> None:
         self._time("on_step", run)
+
+
+def speed_all(arguments: argparse.Namespace) -> None:
+    """Time everything that is timed: the loop, pruning, factorization."""
+    for command in (speed, speed_pruning, speed_low_rank):
+        command(arguments)
 
 
 def speed_low_rank(arguments: argparse.Namespace) -> None:
@@ -364,7 +383,8 @@ COMMANDS = {
     "pruning": prune,
     "channels": channels,
     "low_rank": low_rank,
-    "speed": speed,
+    "speed": speed_all,
+    "speed_loop": speed,
     "speed_pruning": speed_pruning,
     "speed_low_rank": speed_low_rank,
 }

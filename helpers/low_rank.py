@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from helpers import checks
 from helpers.data import Split
-from helpers.evaluation import evaluate, predict
-from helpers.profiling import count_macs, count_parameters, profile
+from helpers.evaluation import evaluate, evaluating, predict
+from helpers.profiling import count_macs, count_parameters
 
 SCHEMES = ("channel", "spatial")
 
@@ -163,7 +163,8 @@ def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> di
     def collect(name: str) -> Callable:
         def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
             groups = getattr(layer, "groups", 1)
-            rows = output.movedim(1, -1).reshape(-1, groups, output.shape[1] // groups).transpose(0, 1).double()
+            outputs = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
+            rows = outputs.reshape(-1, groups, outputs.shape[-1] // groups).transpose(0, 1).double()
             if layer.bias is not None:
                 rows = rows - layer.bias.detach().double().view(groups, 1, -1)
             new = [rows.shape[1], rows.sum(1), rows.mT @ rows]
@@ -202,18 +203,18 @@ def analyze(
         energy: share of each layer's squared weights to keep, in (0, 1]; not used with ``budget``.
         scheme: "channel", "spatial", or "auto": for each layer whichever needs fewer MACs.
         skip: names of layers to leave out.
-        budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are those with the largest sum of
-            the layers' energies for the money; a layer too dear to split stays whole.
+        budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are those with (nearly) the largest
+            sum of the layers' energies for the money; a layer too dear to split stays whole.
         count: "parameters" or "macs": what ``budget`` counts.
         round_to: ranks are multiples of this where the layer has that many: up for an energy, so that it is kept.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``); "channel" only. Energy
             then is the share of the variance of the layer's responses.
-        input_shape: of the model's input, for MACs. None: MACs are given for one output position.
+        input_shape: of the model's input, for MACs. None: MACs are given for one output position of a wide picture.
 
     Returns:
         A row per layer: layer, shape, scheme, full_rank, rank, energy (really kept), parameters and factorized_parameters (weights, without
-        biases), macs and factorized_macs, break_even_rank, worthwhile (the two parts have fewer weights than the one, or, with a
-        budget, are what it buys).
+        biases), macs and factorized_macs, break_even_rank, worthwhile (the two parts have fewer weights than the one and no more
+        MACs, or, with a budget, are what it buys).
 
     Raises:
         ValueError: an argument is out of range, a name in ``skip`` is unknown, or the budget cannot be met even at the lowest ranks.
@@ -235,10 +236,10 @@ def _options(
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     layers = factorizable(model, skip)
-    positions = dict.fromkeys(layers, 1) if input_shape is None else _positions(model, layers, input_shape)
+    positions = _positions(model, layers, input_shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     return {
-        name: [_Option(layer, one, decompose(layer, one, seen.get(name)), positions[name], round_to) for one in _schemes(layer, scheme)]
+        name: [_Option(layer, one, decompose(layer, one, seen.get(name)), *positions[name], round_to) for one in _schemes(layer, scheme)]
         for name, layer in layers.items()
     }
 
@@ -255,7 +256,7 @@ def _choose(options: dict[str, list[_Option]], energy: float, budget: float | No
     checks.choice("count", count, ("parameters", "macs"))
     if budget is None:
         chosen = {name: min(((one, one.rank_for(energy)) for one in some), key=_cost) for name, some in options.items()}
-        worthwhile = {name: option.size(rank) < option.parameters for name, (option, rank) in chosen.items()}
+        worthwhile = {name: option.saves(rank) for name, (option, rank) in chosen.items()}
     else:
         chosen, worthwhile = _spend(options, checks.number("budget", budget, 0, 1, open_low=True), count)
     rows = [option.row(name, rank) | {"worthwhile": worthwhile[name]} for name, (option, rank) in chosen.items()]
@@ -280,7 +281,8 @@ class _Option:
     layer: nn.Module
     scheme: str
     factors: Factors
-    positions: int
+    positions: int  # outputs that each weight works for
+    tall: int  # and each weight of the k x 1 part, which still sees every column
     round_to: int
 
     @cached_property
@@ -295,10 +297,12 @@ class _Option:
         return factorized_size(self.layer, rank, self.scheme)
 
     def macs(self, rank: int) -> int:
-        """MACs of both parts. A k x 1 part with a stride runs on every column, before the 1 x k part takes every second one."""
         groups, rows, columns = matricize(self.layer, self.scheme).shape
-        again = self.layer.stride[1] if self.scheme == "spatial" else 1
-        return self.positions * groups * rank * ((rows * again + columns) if self.scheme == "spatial" else rows + columns)
+        first, second = (rows * self.tall, columns) if self.scheme == "spatial" else (rows, columns)
+        return groups * rank * (first + second * self.positions if self.scheme == "spatial" else (first + second) * self.positions)
+
+    def saves(self, rank: int) -> bool:
+        return self.size(rank) < self.parameters and self.macs(rank) <= self.positions * self.parameters
 
     def rank_for(self, energy: float) -> int:
         rank = min(int((self.kept < energy - 1e-12).sum()) + 1, len(self.kept))
@@ -377,10 +381,30 @@ def _round_up(
         chosen[name], left = (option, rank + option.round_to), left - cost
 
 
-def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequence[int]) -> dict[str, int]:
-    """Return how many outputs each weight of a layer works for: its MACs over its weights."""
-    table = profile(model, input_shape).groupby("layer")["macs"].sum()
-    return {name: int(table.get(name, 0)) // max(1, layer.weight.numel()) for name, layer in layers.items()}
+def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequence[int] | None) -> dict[str, tuple[int, int]]:
+    """Return how many outputs each weight of a layer works for, and each of its k x 1 part in the spatial scheme."""
+    if input_shape is None:
+        return {name: (1, layer.stride[1] if isinstance(layer, nn.Conv2d) else 1) for name, layer in layers.items()}
+    found = dict.fromkeys(layers, (0, 0))
+
+    def note(name: str) -> Callable:
+        def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+            width = inputs[0].shape[3] / output.shape[3] if isinstance(layer, nn.Conv2d) else 1
+            count = output.numel() // layer.weight.shape[0]
+            found[name] = found[name][0] + count, found[name][1] + round(count * width)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model):
+            model(torch.zeros(tuple(input_shape)).to(next(model.parameters())))
+    except RuntimeError as error:
+        raise ValueError(f"input_shape must suit the model, or be None; got {tuple(input_shape)} ({error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Module]:
@@ -392,6 +416,10 @@ def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Mod
     if isinstance(skip, str):
         raise TypeError(f"skip must be a collection of layer names, got the string {skip!r}")
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        if owners.setdefault(id(layer.weight), name) != name and name not in skip:
+            raise ValueError(f"skip must name {name}, which shares its weights with {owners[id(layer.weight)]}")
     skip = set(skip)
     for name in skip:
         checks.choice("skip", name, layers)
@@ -497,6 +525,9 @@ def factorize(
     Raises:
         ValueError: an argument is out of range, or a layer's name is unknown.
     """
+    checks.number("energy", energy, 0, 1, open_low=True)
+    if ranks is not None and budget is not None:
+        raise ValueError(f"budget must be None where ranks are given, got {budget!r}")
     if ranks is not None:
         return _by_hand(model, ranks, skip, scheme, pictures)
     options = _options(model, scheme, skip, round_to, pictures, input_shape if count == "macs" else None)
@@ -515,7 +546,9 @@ def _apply(model: nn.Module, plan: pd.DataFrame, options: dict[str, list[_Option
         parts = _build(option.layer, option.factors, row.rank, row.scheme)
         if not row.layer:
             return parts
-        result.set_submodule(row.layer, parts)
+        whole = result.get_submodule(row.layer)
+        for name in [name for name, layer in result.named_modules(remove_duplicate=False) if layer is whole]:  # it may have two names
+            result.set_submodule(name, parts)
     return result
 
 
@@ -536,7 +569,7 @@ def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], sc
         before, after = layer.weight.numel(), factorized_size(layer, rank, one)
         if after >= before:
             warnings.warn(f"layer {name} grows from {before:,} to {after:,} weights at rank {rank}", stacklevel=3)
-        options[name] = [_Option(layer, one, decompose(layer, one, seen.get(name)), 1, 1)]
+        options[name] = [_Option(layer, one, decompose(layer, one, seen.get(name)), 1, 1, 1)]
         rows.append({"layer": name, "scheme": one, "rank": rank, "worthwhile": True})
     return _apply(model, pd.DataFrame(rows, columns=["layer", "scheme", "rank", "worthwhile"]), options)
 

@@ -274,8 +274,10 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
             raise ValueError(f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back")
     metadata = {"format": FORMAT, "recipe": recipe, "sha256": digest(tensors, recipe)}
     if storage != "dense":
+        unpacked = tensors
         tensors, packed = pack(tensors, storage)
         metadata |= {"storage": storage, "packed": json.dumps(packed)}
+        metadata["sha256"] = digest(unpacked, recipe + metadata["packed"])
     with checks.atomic_path(path) as part:
         save_file(tensors, part, metadata)
     return path
@@ -294,9 +296,9 @@ def load(path: str | os.PathLike) -> nn.Module:
     if "packed" in metadata:
         try:
             tensors = unpack(tensors, json.loads(metadata["packed"]), metadata.get("storage", ""))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} holds packed weights that do not fit together ({error}). {_WAY_OUT}") from error
-    if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "")):
+    if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "") + metadata.get("packed", "")):
         raise CheckpointError(f"{path} is altered: its contents do not match the checksum in its header. {_WAY_OUT}")
     try:
         model = _follow(metadata["recipe"])

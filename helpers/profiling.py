@@ -6,9 +6,10 @@ interquartile range, and says batch size and thread count. MB are 10^6 bytes.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -65,6 +66,9 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
         if latency:
             calls.append((layer, tuple(i.detach().clone() for i in inputs)))
 
+    if latency:
+        model = _laid_out(model)
+        names = {module: name for name, module in model.named_modules()}
     leaves = [layer for layer in model.modules() if not list(layer.children())]
     hooks = [leaf.register_forward_pre_hook(enter) for leaf in leaves] + [leaf.register_forward_hook(leave) for leaf in leaves]
     try:
@@ -75,8 +79,8 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
             hook.remove()
     with evaluating(model):
         for row, (layer, inputs) in zip(rows, calls, strict=False):
-            names = {"layer": layer, "inputs": inputs}
-            row["latency_ms"] = statistics.median(_times("layer(*inputs)", names, torch.get_num_threads(), repeats))
+            timed = {"layer": layer, "inputs": inputs}
+            row["latency_ms"] = statistics.median(_times("layer(*inputs)", timed, torch.get_num_threads(), repeats))
     return pd.DataFrame(rows)
 
 
@@ -120,7 +124,7 @@ def smallest_file(model: nn.Module) -> tuple[str, int]:
 def measure_latency(
     model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, threads: int | None = None, repeats: int = 50
 ) -> dict:
-    """Time the forward pass with torch.utils.benchmark, in eval mode, after a warm-up.
+    """Time the forward pass with torch.utils.benchmark, in eval mode, channels last, after a warm-up.
 
     Args:
         model: any module that takes one tensor.
@@ -133,7 +137,7 @@ def measure_latency(
     """
     checks.integer("repeats", repeats, 3)
     threads = torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1)
-    example = _example(model, input_shape)
+    example, model = _example(model, input_shape), _laid_out(model)
     with evaluating(model):
         times = _times("model(example)", {"model": model, "example": example}, threads, repeats)
     low, median, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
@@ -203,6 +207,33 @@ def summarize(
     }
 
 
+def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], input_shape: Sequence[int] = (1, 3, 32, 32)) -> pd.DataFrame:
+    """Put layers beside what they became, parts of a split layer added up.
+
+    Args:
+        before: a network.
+        after: the same, with some layers replaced by several under the same name.
+        names: the layers to compare.
+        input_shape: for both.
+
+    Returns:
+        A row per name: macs, macs_after, latency_ms, latency_ms_after, times_fewer_macs, times_faster.
+    """
+    before_, after_ = (profile(network, input_shape, latency=True) for network in (before, after))
+    rows = {}
+    for name in names:
+        whole = before_[before_["layer"] == name]
+        parts = after_[(after_["layer"] == name) | after_["layer"].str.startswith(f"{name}.")]
+        rows[name] = {
+            "macs": whole["macs"].sum(),
+            "macs_after": parts["macs"].sum(),
+            "latency_ms": whole["latency_ms"].sum(),
+            "latency_ms_after": parts["latency_ms"].sum(),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.assign(times_fewer_macs=table["macs"] / table["macs_after"], times_faster=table["latency_ms"] / table["latency_ms_after"])
+
+
 def compare(
     networks: Mapping[str, nn.Module], data: Data | Split | None = None, *, baseline: str | None = None, **options: object
 ) -> pd.DataFrame:
@@ -251,6 +282,11 @@ def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(shape, generator=generator).to(first.device, first.dtype)
     return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example
+
+
+def _laid_out(model: nn.Module) -> nn.Module:
+    """A copy with its weights in channels-last order, so that no two networks differ in time by the order of their weights alone."""
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
 
 
 def _times(statement: str, names: dict, threads: int, repeats: int) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class PolynomialSchedule:
             return self.initial_sparsity
         if t >= 1:
             return self.final_sparsity
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - t) ** self.power
+        between = self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - t) ** self.power
+        return min(max(between, self.initial_sparsity), self.final_sparsity)  # rounding must not leave the range either
 
     def __repr__(self) -> str:
         """Return the schedule as it is written."""
@@ -75,7 +77,8 @@ def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Paramet
     skip = set(skip)
     for name in skip:
         checks.choice("skip", name, layers)
-    return {name: weight for name, weight in layers.items() if name not in skip}
+    once = {id(weight): name for name, weight in reversed(layers.items())}  # a weight that two layers share is pruned once
+    return {name: weight for name, weight in layers.items() if name not in skip and once[id(weight)] == name}
 
 
 def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global") -> dict[str, Tensor]:
@@ -102,10 +105,15 @@ def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global
 
 
 def _keep_largest(values: Tensor, sparsity: float) -> Tensor:
-    count = round(sparsity * values.numel())
-    mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
-    if count:  # topk, as in torch.nn.utils.prune: of equal weights it takes the same ones
-        mask[values.flatten().topk(count, largest=False, sorted=False).indices] = False
+    flat = values.flatten()
+    count = round(sparsity * len(flat))
+    if count == 0:
+        return torch.ones_like(values, dtype=torch.bool)
+    threshold = float(np.partition(flat.float().cpu().numpy(), count - 1)[count - 1])
+    mask = flat > threshold
+    if len(flat) - int(mask.sum()) != count:  # equal weights at the threshold: take the same ones as torch.nn.utils.prune does
+        mask = torch.ones_like(mask)
+        mask[flat.topk(count, largest=False, sorted=False).indices] = False
     return mask.view(values.shape)
 
 
@@ -131,7 +139,7 @@ class GradualPruner(Callback):
 
     Every few steps the masks are drawn anew at the sparsity the schedule asks for, and the weights outside them, and their
     momentum, set to zero. There they stay, because their gradient is masked: a weight once given up is given up for good.
-    Masks travel in fit's checkpoint; a new run starts with open masks.
+    Masks travel in fit's checkpoint; a new run starts with those of the schedule's beginning.
     torch.nn.utils.prune is not used: it replaces each weight by a pair of tensors and a hook, which every other tool of this
     series (files, export, factorization) would have to know about. Here the model stays plain from first to last.
 
@@ -141,7 +149,7 @@ class GradualPruner(Callback):
             masks (first-order Taylor; Molchanov 2017, eq. 7).
         scope: "global" or "layer", as in ``masks_for``.
         skip: names of layers to leave alone.
-        every: steps between masks. Default: a fiftieth of the run.
+        every: steps between masks. Default: a fiftieth of the run, but 20 where the run has 200 or more.
 
     Raises:
         ValueError: an argument is out of range.
@@ -171,13 +179,17 @@ class GradualPruner(Callback):
         return f"{self.importance}, {self.scope}, skip={sorted(self.skip)}, every={self.every}, schedule=[{asked}]"
 
     def on_start(self, run: Run) -> None:
-        """Find the layers; start with open masks, or take them back after an interruption."""
-        self.weights = prunable(run.model, self.skip)
+        """Find the layers; draw the schedule's first masks, or take the masks back after an interruption."""
+        self.model, self.weights = run.model, prunable(run.model, self.skip)
         for name, weight in self.weights.items():
             if not weight.requires_grad:
                 raise ValueError(f"skip must name {name}, whose weights are frozen")
         if run.step == 0:
             self.masks, self._taylor = {}, {}
+            if self.schedule(0.0) > 0 and self.importance == "magnitude":
+                self._draw(run, {name: weight.detach().abs() for name, weight in self.weights.items()})
+            elif self.schedule(0.0) > 0:  # no gradients yet: what has been pruned before stays so
+                self.masks = {name: weight.detach() != 0 for name, weight in self.weights.items()}
         self.masks = {name: self._like(name, mask) for name, mask in self.masks.items()}
         self._taylor = {name: self._like(name, taylor) for name, taylor in self._taylor.items()}
 
@@ -189,19 +201,26 @@ class GradualPruner(Callback):
     def on_gradients(self, run: Run) -> None:
         """Collect |w * dL/dw| where it is asked for; what is given up gets no gradient, so it and its momentum stay zero."""
         for name, weight in self.weights.items():
+            if weight.grad is None:  # a layer that this batch did not use
+                continue
             if self.importance == "gradient":
                 taylor = (weight * weight.grad).abs()
                 self._taylor[name] = self._taylor[name] + taylor if name in self._taylor else taylor
             if name in self.masks:
-                weight.grad.mul_(self.masks[name])
+                weight.grad.masked_fill_(~self.masks[name], 0)
 
-    @torch.no_grad()
     def on_step(self, run: Run) -> None:
         """Draw the masks anew if it is time, and set what lies outside them to zero."""
-        every = self.every or max(1, run.steps // 50)
+        every = self.every or max(1, run.steps // 50, min(20, run.steps // 10))
         if run.step % every and run.step != run.steps:
             return
-        saliency = self._taylor if self.importance == "gradient" else {n: w.detach().abs() for n, w in self.weights.items()}
+        saliency = {name: weight.detach().abs() for name, weight in self.weights.items()}
+        if self.importance == "gradient":
+            saliency = {name: self._taylor.get(name, torch.zeros_like(weight)) for name, weight in saliency.items()}
+        self._draw(run, saliency)
+
+    @torch.no_grad()
+    def _draw(self, run: Run, saliency: dict[str, Tensor]) -> None:
         for name, mask in self.masks.items():
             saliency[name].masked_fill_(~mask, -1.0)  # below any weight that is still alive
         drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
@@ -213,6 +232,20 @@ class GradualPruner(Callback):
             momentum = run.optimizer.state.get(weight, {}).get("momentum_buffer")
             if momentum is not None:
                 momentum.masked_fill_(gone, 0)
+
+    @torch.no_grad()
+    def finalize(self) -> nn.Module:
+        """Return the pruned model and let go of the masks; it was plain all along: ordinary layers, zeros in the weights.
+
+        Raises:
+            RuntimeError: no run has begun yet.
+        """
+        if not hasattr(self, "model"):
+            raise RuntimeError("finalize comes after fit: this pruner has not seen a model yet")
+        for name, mask in self.masks.items():
+            self.weights[name].masked_fill_(~mask, 0)
+        self.masks, self._taylor = {}, {}
+        return self.model
 
     def on_epoch(self, run: Run) -> dict[str, float]:
         """Add the reached sparsity to the epoch's row."""
@@ -261,7 +294,7 @@ def sensitivity(
     ratios: Iterable[float] = (0.5, 0.8, 0.9, 0.95, 0.98),
     *,
     unit: str = "weight",
-    skip: Iterable[str] = (),
+    only: Iterable[str] | None = None,
     precision: str = "fp32",
 ) -> pd.DataFrame:
     """Prune one layer at a time, nothing else, and see what it does to the accuracy (Han 2015, section 5, figure 6).
@@ -271,7 +304,7 @@ def sensitivity(
         split: what to measure on; the validation split, since what is read from it is a choice.
         ratios: shares of the layer to take away, in [0, 1).
         unit: "weight", the smallest weights set to zero, or "channel", whole outputs removed as ``prune_channels`` does.
-        skip: names of layers to leave alone.
+        only: names of layers. Default: every one that has the unit.
         precision: as in ``evaluate``.
 
     Returns:
@@ -279,9 +312,8 @@ def sensitivity(
     """
     checks.choice("unit", unit, ("weight", "channel"))
     ratios = [checks.number("ratios", ratio, 0, 0.9999) for ratio in ratios]
-    layers = list(prunable(model, skip))
-    if unit == "channel":
-        layers = [name for name in layers if name != _classifier(model)]
+    every = [name for name in prunable(model) if unit == "weight" or name != _classifier(model)]
+    layers = every if only is None else [checks.choice("only", name, every) for name in only]
     whole = evaluate(model, split, precision=precision)
     rows = []
     for name in layers:
@@ -327,19 +359,21 @@ def prune_channels(
     Args:
         model: is not changed. Its last Linear, whose outputs are the classes, keeps them.
         example: an input it takes, for example 1 x 3 x 32 x 32.
-        ratio: share of each layer's channels to remove, in [0, 1), or {layer name: share}; other layers then keep theirs.
+        ratio: share of each layer's channels to remove, in [0, 1), or {layer name: share}; layers it does not name keep theirs. Of
+            layers that are tied to each other, the smallest share given for any of them counts.
         importance: of a channel: "magnitude", the norm of its weights; "batchnorm", the scale of the normalisation behind it
             (network slimming; Liu 2017); "gradient", first-order Taylor (Molchanov 2017), for which the parameters must hold
             gradients: call backward on a batch or two first.
         scope: "layer" takes the same share of every layer; "global" ranks the channels of all layers together.
-        round_to: channels left are a multiple of this (8 suits processors' vectors), where the layer had as many.
-        skip: names of layers whose outputs stay.
+        round_to: as many channels are left as the nearest multiple of this, and no fewer than it, where the layer had as many (8 suits
+            processors' vectors).
+        skip: names of layers whose outputs stay, and with them those of layers tied to them.
 
     Returns:
         The smaller network. A model of ``models.build`` keeps its recipe, so it saves, loads and trains like any other.
 
     Raises:
-        ValueError: an argument is out of range, a layer's name is unknown, or gradients are missing.
+        ValueError: an argument is out of range or does not fit the model, a layer's name is unknown, or gradients are missing.
         ImportError: torch-pruning is not installed.
     """
     try:
@@ -347,37 +381,84 @@ def prune_channels(
     except ImportError as error:
         raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
 
+    checks.instance("model", model, nn.Module)
     checks.instance("example", example, Tensor)
     checks.choice("importance", importance, ("magnitude", "batchnorm", "gradient"))
     checks.choice("scope", scope, ("layer", "global"))
     checks.integer("round_to", round_to, 1)
-    layers = prunable(model)
-    chosen = dict.fromkeys(prunable(model, skip), ratio) if not isinstance(ratio, Mapping) else dict(ratio)
-    for name, share in chosen.items():
-        checks.choice("ratio", name, layers)
-        chosen[name] = checks.number("ratio", share, 0, 0.9999)
-    chosen.pop(_classifier(model), None)
-    if importance == "gradient" and any(weight.grad is None for weight in layers.values()):
+    shares = _shares(model, ratio, scope, skip)
+    if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
         raise ValueError('importance "gradient" needs gradients, but a weight has none: call backward on a batch first')
-    smaller = copy.deepcopy(model)
-    if importance == "gradient":
-        for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
-            mine.grad = None if theirs.grad is None else theirs.grad.clone()
+    smaller = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is read off autograd's, which frozen weights are not in
+    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
+        mine.grad = None if theirs.grad is None or importance != "gradient" else theirs.grad.clone()
+    example = example.to(next(smaller.parameters()))
+    try:
+        outputs = smaller(example).shape
+        with torch.enable_grad():
+            graph = torch_pruning.DependencyGraph().build_dependency(smaller, example)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"example must be an input that the model takes, got shape {tuple(example.shape)} ({error})") from error
     score = {"magnitude": "GroupMagnitudeImportance", "batchnorm": "BNScaleImportance", "gradient": "GroupTaylorImportance"}[importance]
-    trained = smaller.training
-    pruner = torch_pruning.pruner.BasePruner(
-        smaller.eval(),
-        example.to(next(smaller.parameters()).device),
-        importance=getattr(torch_pruning.importance, score)(),
-        global_pruning=scope == "global",
-        pruning_ratio=0.0 if isinstance(ratio, Mapping) else ratio,
-        pruning_ratio_dict={smaller.get_submodule(name): share for name, share in chosen.items()} if isinstance(ratio, Mapping) else None,
-        ignored_layers=[smaller.get_submodule(name) for name in layers if name not in chosen],
-        round_to=round_to,
-    )
-    pruner.step()
-    smaller.zero_grad()
-    return smaller.train(trained)
+    chosen = _channels_to_go(graph, smaller, shares, getattr(torch_pruning.importance, score)(), scope == "global", round_to)
+    for layer, prune, channels in chosen:
+        graph.get_pruning_group(layer, prune, channels).prune()
+    if smaller(example).shape != outputs:
+        raise ValueError("skip must name the layer whose outputs are the network's: they would have become fewer")
+    for (_, mine), (_, theirs) in zip(smaller.named_modules(), model.named_modules(), strict=True):
+        mine.training = theirs.training
+    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
+        mine.grad = None
+        mine.requires_grad_(theirs.requires_grad)
+    return smaller
+
+
+def _shares(model: nn.Module, ratio: float | Mapping[str, float], scope: str, skip: Iterable[str]) -> dict[str, float]:
+    """Return {layer name: share of its channels that may go}."""
+    layers, classifier = prunable(model), _classifier(model)
+    kept = set(layers) - set(prunable(model, skip)) | {classifier}
+    if not isinstance(ratio, Mapping):
+        ratio = checks.number("ratio", ratio, 0, 0.9999)
+        return {name: 0.0 if name in kept else ratio for name in layers}
+    if scope == "global":
+        raise ValueError('scope must be "layer" where ratio names layers, got "global"')
+    if not ratio:
+        raise ValueError("ratio must name at least one layer, got an empty mapping")
+    for name, share in ratio.items():
+        checks.choice("ratio", name, set(layers) - {classifier})
+        checks.number(f"ratio[{name!r}]", share, 0, 0.9999)
+    return {name: 0.0 for name in kept} | {name: float(share) for name, share in ratio.items() if name not in kept}
+
+
+def _channels_to_go(
+    graph: object, model: nn.Module, shares: dict[str, float], importance: Callable, together: bool, round_to: int
+) -> list[tuple[nn.Module, Callable, list[int]]]:
+    """Return for each group of tied layers its first layer, the function that prunes its outputs, and which of them go."""
+    names = {layer: name for name, layer in model.named_modules()}
+    found = []
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        tied = {names[dep.target.module] for dep, _ in group if dep.target.module in names and graph.is_out_channel_pruning_fn(dep.handler)}
+        given = [shares[name] for name in tied if name in shares]
+        grouped = any(
+            1 < getattr(model.get_submodule(name), "groups", 1) < getattr(model.get_submodule(name), "out_channels", 1) for name in tied
+        )
+        if not given or min(given) == 0 or grouped:  # channels of a grouped convolution cannot go one by one
+            continue
+        scores = importance(group)
+        if scores is None:
+            raise ValueError(f'importance "batchnorm" needs a normalisation behind {", ".join(sorted(tied))}')
+        found.append((group[0].dep.target.module, group[0].dep.handler, scores.detach(), min(given)))
+    if together and found:
+        every = torch.cat([scores for _, _, scores, _ in found])
+        threshold = every.sort().values[round(found[0][3] * len(every)) - 1] if round(found[0][3] * len(every)) else -1
+        found = [(layer, prune, scores, float((scores <= threshold).float().mean())) for layer, prune, scores, _ in found]
+    chosen = []
+    for layer, prune, scores, share in found:
+        count = len(scores)
+        left = max(round_to * round(count * (1 - share) / round_to), min(round_to, count), 1)
+        if left < count:
+            chosen.append((layer, prune, scores.argsort(stable=True)[: count - left].sort().values.tolist()))
+    return chosen
 
 
 def _classifier(model: nn.Module) -> str | None:

@@ -52,8 +52,8 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def append(name: str, row: dict) -> Path:
-    """Add a row to data/results/``name``.csv; new columns are added, nothing is lost, two writers wait for each other.
+def append(name: str, *new: dict) -> Path:
+    """Add rows to data/results/``name``.csv, all or none; new columns are added, nothing is lost, two writers wait for each other.
 
     Returns:
         The file's path.
@@ -65,7 +65,7 @@ def append(name: str, row: dict) -> Path:
     path = RESULTS / f"{name}.csv"
     with FileLock(RESULTS / f".{name}.lock"):
         rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-        rows.append(dict(row))
+        rows += [dict(row) for row in new]
         columns = list(dict.fromkeys(key for one in rows for key in one))
         with checks.atomic_path(path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
@@ -98,6 +98,11 @@ def read(name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def accuracy(run: pd.Series, key: str = "correct") -> Accuracy:
+    """Return the accuracy that a row holds: ``key`` (correct, teacher_correct) of its total."""
+    return Accuracy(int(run[key]), int(run["total"]))
+
+
 def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
     """Return the largest experiment of distillation.csv: its settings, and the percentages of its complete pairs.
 
@@ -119,8 +124,8 @@ def markdown() -> str:
     lines = []
     if (RESULTS / "teacher.csv").exists():
         row = read("teacher").iloc[-1]
-        accuracy = Accuracy(int(row["correct"]), int(row["total"]))
-        lines += [f"- **Teacher**, VGG-19 on CIFAR-10, {row['epochs']} epochs on {row['device']}: {accuracy} on the test split."]
+        epochs = " + ".join(str(cycle) for cycle in read("teacher")["epochs"].iloc[-int(row["cycle"]) :])
+        lines += [f"- **Teacher**, VGG-19 on CIFAR-10, {epochs} epochs on {row['device']}: {accuracy(row)} on the test split."]
     if (RESULTS / "distillation.csv").exists():
         row, wide = pairs(read("distillation"))
         gains = wide["taught"] - wide["alone"]
@@ -150,12 +155,13 @@ def _compressed(name: str, title: str, say: Callable[[pd.Series], str]) -> list[
     lines = []
     runs = read(name)
     for _, run in runs[runs["epochs"] > 0].iterrows():
-        accuracy, before = (Accuracy(int(run[key]), int(run["total"])) for key in ("correct", "teacher_correct"))
+        after, before = accuracy(run), accuracy(run, "teacher_correct")
         now, was = run["latency_ms_1_threads"], run["teacher_latency_ms_1_threads"]
         lines.append(
-            f"- **{title}**, {say(run)}, {run['epochs']:.0f} epochs more: {accuracy} on the test split, "
-            f"{100 * (float(accuracy) - float(before)):+.1f} points; {run['teacher_bytes'] / run['bytes']:.1f} times smaller on disk "
-            f"({run['storage']}); {was / now:.1f} times the speed ({now:.1f} ms, PyTorch, batch 1, 1 thread)."
+            f"- **{title}**, {say(run)}, {run['epochs']:.0f} epochs more: {after} on the test split, "
+            f"{100 * (float(after) - float(before)):+.1f} points; {run['teacher_bytes'] / run['bytes']:.1f} times smaller on disk "
+            f"({run['storage']}; {run['teacher_half_zip_bytes'] / run['half_bytes']:.1f} times, both coded, in half precision); "
+            f"{was / now:.1f} times the speed ({now:.1f} ms, PyTorch, batch 1, 1 thread)."
         )
     return lines
 

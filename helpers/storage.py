@@ -28,6 +28,7 @@ STORAGES = ("dense", "zip", "bitmask", "bitmask+zip", "csr", "2:4")
 LARGEST = 2**31  # bytes of one network in memory: what a file's header may claim
 
 Pieces = dict[str, np.ndarray]
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -56,6 +57,8 @@ def unpack(written: dict[str, Tensor], packed: dict[str, dict], storage: str) ->
     shapes = {name: tuple(int(size) for size in about["shape"]) for name, about in packed.items()}
     if any(size < 0 for shape in shapes.values() for size in shape) or sum(8 * math.prod(shape) for shape in shapes.values()) > 2 * LARGEST:
         raise ValueError("its header claims more than 2 GiB of weights")
+    if any(len(shape) < 2 for shape in shapes.values()) or any(about["dtype"] not in _FLOATS for about in packed.values()):
+        raise ValueError(f"packed tensors have two or more dimensions and one of the types {', '.join(_FLOATS)}")
     tensors = {name: tensor for name, tensor in written.items() if name.rpartition("|")[0] not in packed}
     for name, shape in shapes.items():
         dtype = getattr(torch, packed[name]["dtype"])

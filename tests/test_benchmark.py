@@ -27,14 +27,19 @@ def small(tmp_path, monkeypatch):
 
 
 def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_twice(small, monkeypatch):
+    results.append("sensitivity", {"unit": "channel", "weights": "of another", "correct": 1, "total": 1})
+    with pytest.raises(RuntimeError, match="no scan of this teacher"):
+        benchmark.channels(small)
+    (results.RESULTS / "sensitivity.csv").unlink()
     for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank):
         command(small)
     pruned = results.read("pruning").set_index("method")
-    kept = models.load(benchmark.TEACHER.with_name("vgg19_pruned90.safetensors"))
+    kept = models.load(benchmark.WORK / "vgg19_pruned90-measured.safetensors")
     weights = [parameter for parameter in kept.parameters() if parameter.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert zeros == pytest.approx(0.9, abs=0.002)  # half precision may round a tiny weight to zero
-    assert pruned.loc["gradual", "half_bytes"] == benchmark.TEACHER.with_name("vgg19_pruned90.safetensors").stat().st_size
+    assert pruned.loc["gradual", "half_bytes"] == (benchmark.WORK / "vgg19_pruned90-measured.safetensors").stat().st_size
+    assert [path.name for path in benchmark.TEACHER.parent.glob("*.safetensors")] == ["vgg19.safetensors"]  # only full runs are kept
     assert pruned.loc["gradual", "storage"] == "bitmask+zip"
     assert pruned.loc["dense", "storage"] == "dense"
     assert (pruned["teacher_correct"] == pruned["teacher_correct"].iloc[0]).all()

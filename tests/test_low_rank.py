@@ -379,3 +379,60 @@ def test_padding_modes_types_and_memory_formats(mode, same, dtype, channels_last
     whole = split(layer, len(singular_values(layer, scheme)), scheme)
     assert torch.allclose(whole(x), layer(x), atol=1e-4)
     assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in whole) or not channels_last
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial", "auto"])
+def test_macs_also_without_padding_with_strides_and_dilation(scheme):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, (3, 5), stride=(1, 2), dilation=(2, 1)), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+    )
+    shape = (2, 8, 19, 23)
+    table = analyze(model, 0.6, scheme=scheme, input_shape=shape)
+    assert table["macs"].sum() == count_macs(model, shape)
+    split_ = table[table["worthwhile"]]
+    assert len(split_)
+    assert (split_["factorized_macs"] <= split_["macs"]).all()
+    small = low_rank._apply(model, table, low_rank._options(model, scheme, (), 1, None, shape))
+    assert count_macs(small, shape) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
+
+
+def test_responses_of_linear_layers_on_sequences():
+    torch.manual_seed(0)
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.out = nn.Linear(32, 24), nn.Linear(24, 10)
+
+        def forward(self, images):
+            return self.out(self.mix(images[:, 0])).mean(1)
+
+    model, some = Tokens(), load_data("digits").train.take(slice(0, 40))
+    mean, covariance = low_rank.responses(model, some)["mix"]
+    images = next(iter(batches(some, 40)))[0]
+    rows = (model.mix(images[:, 0]) - model.mix.bias).detach().double().reshape(-1, 24)
+    assert torch.allclose(mean[0], rows.mean(0), atol=1e-6)
+    assert torch.allclose(covariance[0], torch.cov(rows.T, correction=0), atol=1e-5)
+
+
+def test_a_module_used_under_two_names_is_split_under_both():
+    shared = nn.Linear(20, 20)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    small = factorize(model, ranks={"0": 3})
+    assert small[0] is small[2]
+    assert count_parameters(small) == 3 * 40 + 20
+    tied = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="skip must name 1, which shares its weights with 0"):
+        factorize(tied, 0.5)
+
+
+def test_arguments_that_contradict_each_other():
+    model = models.build("tiny_convnet", width=0.3)
+    with pytest.raises(ValueError, match="budget must be None"):
+        factorize(model, ranks={"features.3": 1}, budget=0.5)
+    with pytest.raises(ValueError, match="energy must be"):
+        factorize(model, 7, ranks={"features.3": 1})
+    with pytest.raises(ValueError, match="input_shape must suit"):
+        analyze(model, input_shape=(1, 5, 8, 8))

@@ -106,7 +106,7 @@ def _edit_header(path, change):
 
 
 @pytest.mark.parametrize("storage", PACKED)
-@pytest.mark.parametrize("harm", ["shape", "terabytes", "negative", "dtype", "storage", "missing"])
+@pytest.mark.parametrize("harm", ["shape", "terabytes", "negative", "flat", "dtype", "other dtype", "storage", "missing"])
 def test_packed_weights_that_do_not_fit_are_refused_by_name(storage, harm, tmp_path):
     model = models.build("tiny_convnet", width=0.25)
     pruning.prune_once(model, 0.9)
@@ -118,8 +118,10 @@ def test_packed_weights_that_do_not_fit_are_refused_by_name(storage, harm, tmp_p
         first = next(iter(packed))
         if harm == "missing":
             del packed[first]["shape"]
-        elif harm == "dtype":
-            packed[first]["dtype"] = "load"
+        elif "dtype" in harm:
+            packed[first]["dtype"] = "load" if harm == "dtype" else "int32"
+        elif harm == "flat":
+            packed[first]["shape"] = []
         elif harm == "storage":
             metadata["storage"] = "rar"
         else:
