@@ -214,7 +214,8 @@ def sparsity(weight: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
         chosen: the row to mark.
     """
     row = table.iloc[chosen]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.3), layout="constrained", width_ratios=[1, 0.9, 1.1])
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.3), width_ratios=[1, 0.9, 1.1])
+    figure.subplots_adjust(left=0.07, right=0.94, top=0.9, bottom=0.16, wspace=0.28)  # a fixed layout: a slider has no time to find one
     limit = float(weight.abs().quantile(0.999)) if weight.numel() < 10_000_000 else float(weight.abs().max())
     left.hist(weight.flatten().numpy(), bins=81, range=(-limit, limit), color=BLUE, log=True)
     left.axvspan(-row["threshold"], row["threshold"], color=ORANGE, alpha=0.35, label="given up")
@@ -222,7 +223,7 @@ def sparsity(weight: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
     left.legend(fontsize=8, loc="upper right")
     corner = weight.flatten(1)[:64, :72].abs() > row["threshold"]
     middle.imshow(corner.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest", aspect="auto")
-    middle.set(title=f"mask (first 64 x 72): {corner.float().mean():.0%} kept", xticks=[], yticks=[])
+    middle.set(title=f"mask ({len(corner)} x {corner.shape[1]} of it): {corner.float().mean():.0%} kept", xticks=[], yticks=[])
     middle.grid(visible=False)
     _two_scales(right, 100 * table["sparsity"], 100 * table["accuracy"], table["bytes"] / 1e6, chosen, "sparsity (%)", "file (MB)")
     right.set_title(f"{row['sparsity']:.0%} zeros: {100 * row['accuracy']:.1f}%, {row['bytes'] / 1e6:.1f} MB")
@@ -276,7 +277,8 @@ def ranks(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str,
     row = table.iloc[chosen]
     names = list(row["ranks"])
     positions = range(len(names))
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained", width_ratios=[1.25, 1, 1])
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.4, 3.9), width_ratios=[1.2, 1, 1])
+    figure.subplots_adjust(left=0.085, right=0.94, top=0.91, bottom=0.13, wspace=0.62)
     left.barh(positions, [full[name] for name in names], color="0.88", label="full rank")
     left.barh(positions, [row["ranks"][name] or full[name] for name in names], color=[BLUE if row["ranks"][n] else GRAY for n in names])
     left.plot([break_even[name] for name in names], positions, "|", color="black", markersize=9, markeredgewidth=2, label="break-even")
@@ -289,6 +291,52 @@ def ranks(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str,
         _two_scales(axes, 100 * table["energy"], 100 * table["accuracy"], table[column] / 1e6, chosen, "energy kept (%)", label)
     middle.set_title(f"energy {row['energy']:.0%}: {100 * row['accuracy']:.1f}%, {row['parameters'] / 1e6:.1f}M")
     right.set_title(f"{row['macs'] / 1e6:.0f}M MACs")
+    return figure
+
+
+def bits(weight: Tensor, rounded: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
+    """Draw what the slider of notebook 04 shows: one channel's weights on their grid, and what all of them then cost and score.
+
+    Args:
+        weight: of one output channel, any shape.
+        rounded: the same on the grid.
+        table: from ``quantization.sweep``.
+        chosen: the row to mark.
+    """
+    row = table.iloc[chosen]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3), width_ratios=[1.1, 1])
+    figure.subplots_adjust(left=0.08, right=0.92, top=0.9, bottom=0.16, wspace=0.25)
+    order = weight.flatten().argsort()
+    left.plot(weight.flatten()[order].numpy(), color=GRAY, linewidth=3, label="as trained")
+    left.step(range(len(order)), rounded.flatten()[order].numpy(), color=ORANGE, where="mid", label="rounded")
+    left.set(title=f"{row['bits']:.0f} bits: {len(rounded.unique())} levels used", xlabel="weights of one channel, sorted", ylabel="value")
+    left.legend(fontsize=8)
+    _two_scales(right, table["bits"], 100 * table["accuracy"], table["bytes"] / 1e6, chosen, "bits per weight", "weights (MB)")
+    right.set_title(f"{100 * row['accuracy']:.1f}%, {row['bytes'] / 1e6:.1f} MB")
+    return figure
+
+
+def front(table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str) -> Figure:
+    """Draw models as points, less to the left and better to the top, and join those that no other beats in both.
+
+    Args:
+        table: a row per model.
+        x: the column of the cost, on a logarithmic axis.
+        y: the column of the accuracy, in percent.
+        labels: the column with the names.
+        xlabel: with its unit.
+        ylabel: with its unit.
+    """
+    ordered = table.sort_values([x, y], ascending=[True, False])
+    best = ordered[ordered[y] > ordered[y].cummax().shift(fill_value=float("-inf"))]
+    figure, axes = plt.subplots(figsize=(7.6, 4.2), layout="constrained")
+    axes.plot(best[x], best[y], "-", color=ORANGE, drawstyle="steps-post", label="nothing smaller is better")
+    axes.plot(ordered[x], ordered[y], "o", color=BLUE)
+    for _, row in ordered.iterrows():
+        axes.annotate(row[labels], (row[x], row[y]), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.margins(x=0.12, y=0.12)
+    axes.legend(fontsize=8, loc="lower right")
     return figure
 
 

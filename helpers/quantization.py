@@ -59,15 +59,27 @@ def round_weights(model: nn.Module, bits: int, *, per_channel: bool = True) -> n
         bits: from 2 to 16.
         per_channel: a scale for each output channel, instead of one for the layer (Krishnamoorthi 2018, section 2.3).
     """
-    top = 2 ** (checks.integer("bits", bits, 2, 16) - 1) - 1
+    checks.integer("bits", bits, 2, 16)
     rounded = copy.deepcopy(model)
     for layer in rounded.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             with torch.no_grad():
-                largest = layer.weight.abs().flatten(1).amax(1) if per_channel else layer.weight.abs().max().expand(len(layer.weight))
-                scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (layer.weight.ndim - 1))
-                layer.weight.copy_((layer.weight / scale).round().clamp(-top, top) * scale)
+                layer.weight.copy_(round_to_grid(layer.weight, bits, per_channel=per_channel))
     return rounded
+
+
+def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
+    """Round a weight to 2^bits - 1 levels, symmetric about 0, with a scale for each of its rows (or one for all).
+
+    Args:
+        weight: outputs x anything.
+        bits: from 2 to 16.
+        per_channel: a scale for each output.
+    """
+    top = 2 ** (checks.integer("bits", bits, 2, 16) - 1) - 1
+    largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
+    scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
+    return (weight / scale).round().clamp(-top, top) * scale
 
 
 def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: bool = True, precision: str = "fp32") -> pd.DataFrame:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import checks, plotting
 from helpers.distillation import temperature_effect
+from helpers.quantization import round_to_grid
 
 TEMPERATURES = tuple(round(10 ** (step / 20), 3) for step in range(0, 27))  # 1 to 20, evenly spaced in the logarithm
 
@@ -85,6 +86,31 @@ def energy_slider(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapp
     _row(table, "energy", start)
     slider = ipywidgets.SelectionSlider(options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy")
     return figure_slider(slider, lambda value: energy_figure(table, full, break_even, value))
+
+
+def bits_figure(weight: Tensor, table: pd.DataFrame, bits: int) -> Figure:
+    """Draw one output channel's weights rounded to ``bits`` bits, and what rounding all weights costs and saves.
+
+    Args:
+        weight: of one output channel.
+        table: from ``quantization.sweep``, with a row for ``bits``.
+        bits: per weight.
+
+    Raises:
+        ValueError: ``table`` has no such row.
+    """
+    known = table["bits"].tolist()
+    if bits not in known:
+        raise ValueError(f"bits must be one of {', '.join(map(str, known))}; got {bits!r}")
+    return plotting.bits(weight, round_to_grid(weight[None], bits)[0], table, known.index(bits))
+
+
+def bits_slider(weight: Tensor, table: pd.DataFrame, start: int = 4) -> ipywidgets.Widget:
+    """Return the bit-width slider of notebook 04: it moves through the rows of ``table`` (from ``quantization.sweep``)."""
+    if start not in table["bits"].tolist():
+        raise ValueError(f"start must be one of {', '.join(map(str, table['bits']))}; got {start!r}")
+    slider = ipywidgets.SelectionSlider(options=table["bits"].tolist(), value=start, description="bits")
+    return figure_slider(slider, lambda value: bits_figure(weight, table, value))
 
 
 def _row(table: pd.DataFrame, column: str, value: float) -> int:

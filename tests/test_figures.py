@@ -141,3 +141,31 @@ def test_pruning_and_low_rank_figures_show_their_numbers():
     axes = plotting.trade_off({"a": ([2, 4], [90, 80])}, "times smaller", "accuracy", level=91).axes[0]
     assert axes.get_xscale() == "log"
     assert list(axes.lines[0].get_ydata()) == [90, 80]
+
+
+BITS = pd.DataFrame({"bits": [2, 4, 8], "accuracy": [0.1, 0.8, 0.9], "bytes": [1e6, 2e6, 4e6]})
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (4, 7), (8, 8)])
+def test_bits_figure_at_its_lowest_default_and_highest(bits, levels):
+    weight = torch.tensor([-1.0, -0.5, -0.2, 0.0, 0.1, 0.3, 0.6, 1.0])
+    left, right, _ = widgets.bits_figure(weight, BITS, bits).axes
+    assert len(set(left.lines[1].get_ydata())) == levels
+    assert right.lines[1].get_xdata()[0] == bits
+    with pytest.raises(ValueError, match="bits must be one of 2, 4, 8"):
+        widgets.bits_figure(weight, BITS, 3)
+    slider, picture = widgets.bits_slider(weight, BITS).children
+    before = bytes_of(picture)
+    slider.value = bits if bits != 4 else 2
+    assert bytes_of(picture) != before
+
+
+def bytes_of(picture):
+    return bytes(picture.value)
+
+
+def test_the_front_joins_what_nothing_smaller_beats():
+    table = pd.DataFrame({"name": list("abcd"), "mb": [1.0, 2.0, 3.0, 4.0], "accuracy": [80.0, 90.0, 85.0, 95.0]})
+    line, points = plotting.front(table, "mb", "accuracy", "name", "MB", "%").axes[0].lines
+    assert list(line.get_xdata()) == [1, 2, 4]
+    assert len(points.get_xdata()) == 4
