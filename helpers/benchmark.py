@@ -17,12 +17,12 @@ import torch.nn.functional as F
 import torch.nn.utils.prune
 from torch import nn
 
-from helpers import checks, models, profiling, pruning, results
+from helpers import checks, export, models, profiling, pruning, results
 from helpers import low_rank as low_rank_module
 from helpers.data import CIFAR10_MEAN, CIFAR10_STD, HOME, Data, Split, cifar10_root, load_data
 from helpers.distillation import DistillationLoss
 from helpers.series import TEACHER
-from helpers.training import Callback, Run, evaluate, fit, predict
+from helpers.training import Callback, Loss, Run, evaluate, fit, predict
 
 WORK = HOME / "build" / "benchmark"  # unfinished runs; ignored by git
 
@@ -170,11 +170,7 @@ def channels(arguments: argparse.Namespace) -> None:
     """Take channels out of the teacher where the sensitivity scan allows it, train on; append to data/results/channels.csv."""
     data = load_data("cifar10", train_limit=arguments.train_limit)
     epochs = arguments.epochs or 6
-    scan = results.read("sensitivity")
-    scan = scan[(scan["unit"] == "channel") & (scan["weights"] == _digest())]
-    if scan.empty:
-        raise RuntimeError("data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first")
-    scan = scan.assign(accuracy=scan["correct"] / scan["total"])
+    scan = _channel_scan()
     for tolerance in arguments.tolerances:
         for seed in arguments.seeds:
             row = {"model": "vgg19", "data": data.name, "method": "channels", "tolerance": tolerance, "train_pictures": len(data.train)}
@@ -215,16 +211,75 @@ def low_rank(arguments: argparse.Namespace) -> None:
             _measure("low_rank", row, model, data, seed, f"vgg19_rank{budget:g}")
 
 
+def combined(arguments: argparse.Namespace) -> None:
+    """All of it on one network, then int8: channels out, the teacher in the loss, pruning in the step; append to data/results/combined.csv."""
+    data = load_data("cifar10", train_limit=arguments.train_limit)
+    epochs = arguments.epochs or 12
+    teacher = models.load(TEACHER)
+    for tolerance in arguments.tolerances:
+        for seed in arguments.seeds:
+            row = {"model": "vgg19", "data": data.name, "tolerance": tolerance, "sparsity": arguments.sparsity, "epochs": epochs}
+            row |= {"lr": arguments.lr, "train_pictures": len(data.train), "weights": _digest()}
+            if results.finished("combined", row | {"seed": seed}):
+                continue
+            model = pruning.prune_channels(teacher, torch.zeros(1, 3, 32, 32), pruning.ratios_by_sensitivity(_channel_scan(), tolerance))
+            callbacks = [pruning.GradualPruner(pruning.PolynomialSchedule(arguments.sparsity, end=0.7))] if arguments.sparsity else []
+            loss = DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9)
+            name = f"combined-{tolerance:g}-{arguments.sparsity:g}"
+            _train_on(model, data, epochs, arguments.lr, seed, name, callbacks, loss)
+            keep = seed == 0 and len(data.train) == 45_000
+            path = TEACHER.with_name(f"vgg19_combined{100 * tolerance:g}.safetensors") if keep else WORK / f"{name}.safetensors"
+            models.save(model, path, torch.float16, "bitmask+zip")
+            results.append("combined", row | deployed(models.load(path), teacher, data) | results.provenance(seed))
+
+
+def deployed(model: nn.Module, teacher: nn.Module, data: Data) -> dict:
+    """Export ``model`` and the teacher to ONNX, quantize the model, and measure both in onnxruntime: bytes, accuracy, latency."""
+    folder, some = WORK / "deployed", data.train.take(slice(0, 500))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"": export.to_onnx(model, folder / "model.onnx", some), "teacher_": export.to_onnx(teacher, folder / "teacher.onnx", some)}
+    files["int8_"] = export.quantize_onnx(files[""], folder / "int8.onnx", some)
+    row = {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+    row |= {"macs": profiling.count_macs(model), "total": len(data.test)}
+    for who, path in files.items():
+        row[f"{who}onnx_bytes"], row[f"{who}zip_bytes"] = path.stat().st_size, export.zipped_bytes(path)
+        row[f"{who}correct"] = export.onnx_accuracy(path, data.test).correct
+    for threads in sorted({1, torch.get_num_threads()}):
+        for who, path in files.items():
+            measured = export.onnx_latency(path, threads=threads)
+            for key in ("latency_ms", "latency_low_ms", "latency_high_ms"):
+                row[f"{who}{key}_{threads}_threads"] = round(measured[key], 4)
+    smaller, faster = (
+        row["teacher_onnx_bytes"] / row["int8_zip_bytes"],
+        row["teacher_latency_ms_1_threads"] / row["int8_latency_ms_1_threads"],
+    )
+    print(
+        f"int8: {row['int8_correct']} of {row['total']}, teacher {row['teacher_correct']}; {smaller:.0f} times smaller, {faster:.1f} times faster"
+    )
+    return row
+
+
+def _channel_scan() -> pd.DataFrame:
+    scan = results.read("sensitivity")
+    scan = scan[(scan["unit"] == "channel") & (scan["weights"] == _digest())]
+    if scan.empty:
+        raise RuntimeError("data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first")
+    return scan.assign(accuracy=scan["correct"] / scan["total"])
+
+
 def _digest() -> str:
     """Return which teacher a row stands on: the first digits of the SHA-256 in its file."""
     return "sha256:" + models.read_safetensors(TEACHER)[0]["sha256"][:10]
 
 
-def _train_on(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, name: str, callbacks: Sequence[Callback] = ()) -> None:
+def _train_on(
+    model: nn.Module, data: Data, epochs: int, lr: float, seed: int, name: str, callbacks: Sequence[Callback] = (), loss: Loss | None = None
+) -> None:
     """Train a compressed teacher further, from its own weights, with the one loop."""
     checkpoint = WORK / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest().removeprefix('sha256:')}.safetensors"
     watched = replace(data, validation=data.validation.take(slice(0, 1_000)))  # a glance per epoch; nothing is chosen by it
-    fit(model, watched, epochs=epochs, lr=lr, batch_size=128, warmup=0.05, callbacks=callbacks, seed=seed, checkpoint=checkpoint)
+    options = {"batch_size": 128, "warmup": 0.05, "callbacks": callbacks, "loss": loss, "seed": seed, "checkpoint": checkpoint}
+    fit(model, watched, epochs=epochs, lr=lr, **options)
 
 
 def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file: str | None) -> None:
@@ -383,6 +438,7 @@ COMMANDS = {
     "pruning": prune,
     "channels": channels,
     "low_rank": low_rank,
+    "combined": combined,
     "speed": speed_all,
     "speed_loop": speed,
     "speed_pruning": speed_pruning,
@@ -403,6 +459,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     parser.add_argument("--only", nargs="+", help="pruning: some of dense-0, gradual-0.9, one-shot-0.95, ...")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
+    parser.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2, 5, 10, 20], help="low_rank: times fewer parameters")
     arguments = parser.parse_args()
     COMMANDS[arguments.what](arguments)

@@ -22,7 +22,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "load_data", lambda *_, **__: data)
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
-        seeds=[0], epochs=1, train_limit=None, lr=0.02, only=["dense-0", "gradual-0.9"], tolerances=[0.02], budgets=[5.0]
+        seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, only=["dense-0", "gradual-0.9"], tolerances=[0.02], budgets=[5.0]
     )  # fmt: skip
 
 
@@ -55,6 +55,17 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank):
         command(small)
     assert before == {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
+
+
+def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
+    monkeypatch.setattr(benchmark.export, "AGREEMENT", 0.0)  # a network trained for seconds rounds badly
+    benchmark.sensitivity(small)
+    benchmark.combined(argparse.Namespace(**{**vars(small), "tolerances": [0.1]}))
+    row = results.read("combined").iloc[0]
+    assert row["int8_zip_bytes"] < row["int8_onnx_bytes"] < row["onnx_bytes"] < row["teacher_onnx_bytes"]
+    assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
+    assert 0 <= row["int8_correct"] <= row["total"] == 300
+    assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
 
 
 def test_a_second_cycle_trains_on_what_the_teacher_is_least_sure_of(small, monkeypatch):

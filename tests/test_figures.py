@@ -146,7 +146,7 @@ def test_pruning_and_low_rank_figures_show_their_numbers():
 BITS = pd.DataFrame({"bits": [2, 4, 8], "accuracy": [0.1, 0.8, 0.9], "bytes": [1e6, 2e6, 4e6]})
 
 
-@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (4, 7), (8, 8)])
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (4, 8), (8, 8)])
 def test_bits_figure_at_its_lowest_default_and_highest(bits, levels):
     weight = torch.tensor([-1.0, -0.5, -0.2, 0.0, 0.1, 0.3, 0.6, 1.0])
     left, right, _ = widgets.bits_figure(weight, BITS, bits).axes
