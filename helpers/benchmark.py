@@ -212,7 +212,7 @@ def low_rank(arguments: argparse.Namespace) -> None:
 
 
 def combined(arguments: argparse.Namespace) -> None:
-    """All of it on one network, then int8: channels out, the teacher in the loss, pruning in the step; append to data/results/combined.csv."""
+    """All of it on one network: channels out, the teacher in the loss, pruning in the step, then int8; append to combined.csv."""
     data = load_data("cifar10", train_limit=arguments.train_limit)
     epochs = arguments.epochs or 12
     teacher = models.load(TEACHER)
@@ -249,13 +249,10 @@ def deployed(model: nn.Module, teacher: nn.Module, data: Data) -> dict:
             measured = export.onnx_latency(path, threads=threads)
             for key in ("latency_ms", "latency_low_ms", "latency_high_ms"):
                 row[f"{who}{key}_{threads}_threads"] = round(measured[key], 4)
-    smaller, faster = (
-        row["teacher_onnx_bytes"] / row["int8_zip_bytes"],
-        row["teacher_latency_ms_1_threads"] / row["int8_latency_ms_1_threads"],
-    )
-    print(
-        f"int8: {row['int8_correct']} of {row['total']}, teacher {row['teacher_correct']}; {smaller:.0f} times smaller, {faster:.1f} times faster"
-    )
+    smaller = row["teacher_onnx_bytes"] / row["int8_zip_bytes"]
+    faster = row["teacher_latency_ms_1_threads"] / row["int8_latency_ms_1_threads"]
+    right = f"int8: {row['int8_correct']} of {row['total']}, teacher {row['teacher_correct']}"
+    print(f"{right}; {smaller:.0f} times smaller, {faster:.1f} times faster")
     return row
 
 
