@@ -206,7 +206,8 @@ def low_rank(arguments: argparse.Namespace) -> None:
             row |= {"train_pictures": len(data.train), "weights": _digest()}
             if results.finished("low_rank", row | {"seed": seed}):
                 continue
-            model = low_rank_module.factorize(teacher, budget=1 / budget, round_to=8, pictures=some)
+            model = low_rank_module.factorize(teacher, budget=1 / budget, count="both", round_to=8, pictures=some)
+            row["before"] = evaluate(model, held_out, precision="auto").correct
             _train_on(model, data, epochs, arguments.lr, seed, f"low-rank-{budget:g}")
             _measure("low_rank", row, model, data, seed, f"vgg19_rank{budget:g}")
 
@@ -457,7 +458,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="pruning: some of dense-0, gradual-0.9, one-shot-0.95, ...")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     parser.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[2, 5, 10, 20], help="low_rank: times fewer parameters")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters and MACs")
     arguments = parser.parse_args()
     COMMANDS[arguments.what](arguments)
     results.write_readme()

@@ -205,7 +205,7 @@ def analyze(
         skip: names of layers to leave out.
         budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are those with (nearly) the largest
             sum of the layers' energies for the money; a layer too dear to split stays whole.
-        count: "parameters" or "macs": what ``budget`` counts.
+        count: "parameters", "macs", or "both": what ``budget`` counts; with "both", neither may take a larger share.
         round_to: ranks are multiples of this where the layer has that many: up for an energy, so that it is kept.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``); "channel" only. Energy
             then is the share of the variance of the layer's responses.
@@ -253,14 +253,24 @@ def _schemes(layer: nn.Module, scheme: str) -> tuple[str, ...]:
 def _choose(options: dict[str, list[_Option]], energy: float, budget: float | None = None, count: str = "parameters") -> pd.DataFrame:
     """Choose scheme and rank of every layer, by energy or by budget."""
     checks.number("energy", energy, 0, 1, open_low=True)
-    checks.choice("count", count, ("parameters", "macs"))
+    checks.choice("count", count, ("parameters", "macs", "both"))
     if budget is None:
         chosen = {name: min(((one, one.rank_for(energy)) for one in some), key=_cost) for name, some in options.items()}
         worthwhile = {name: option.saves(rank) for name, (option, rank) in chosen.items()}
     else:
-        chosen, worthwhile = _spend(options, checks.number("budget", budget, 0, 1, open_low=True), count)
+        checks.number("budget", budget, 0, 1, open_low=True)
+        plans = [_spend(options, budget, one) for one in (("parameters", "macs") if count == "both" else (count,))]
+        worthwhile = {name: any(split[name] for _, split in plans) for name in options}
+        chosen = {  # the smaller of what the plans leave of a layer
+            name: min((plan[name] for plan, split in plans if split[name] or not worthwhile[name]), key=_size) for name in options
+        }
     rows = [option.row(name, rank) | {"worthwhile": worthwhile[name]} for name, (option, rank) in chosen.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _size(chosen: tuple[_Option, int]) -> int:
+    option, rank = chosen
+    return option.size(rank)
 
 
 def _cost(chosen: tuple[_Option, int]) -> tuple[int, int]:
@@ -530,7 +540,7 @@ def factorize(
         raise ValueError(f"budget must be None where ranks are given, got {budget!r}")
     if ranks is not None:
         return _by_hand(model, ranks, skip, scheme, pictures)
-    options = _options(model, scheme, skip, round_to, pictures, input_shape if count == "macs" else None)
+    options = _options(model, scheme, skip, round_to, pictures, None if count == "parameters" else input_shape)
     plan = _choose(options, energy, budget, count)
     alone = plan[~plan["worthwhile"]]["layer"]
     if len(alone) and budget is None:

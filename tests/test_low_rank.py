@@ -264,6 +264,17 @@ def test_the_budget_buys_the_largest_sum_of_energies():
     assert 0.97 * best <= ours <= best + 1e-9
 
 
+@pytest.mark.parametrize("scheme", ["channel", "auto"])
+def test_a_budget_for_both_is_kept_by_both(scheme):
+    model = models.build("vgg11", width=0.25)
+    table = analyze(model, budget=0.3, count="both", scheme=scheme)
+    for count in ("parameters", "macs"):
+        after = table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum()
+        assert after <= 0.3 * table[count].sum()
+    small = factorize(model, budget=0.3, count="both", scheme=scheme)
+    assert count_macs(small) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
+
+
 def test_a_budget_that_cannot_be_met_is_named():
     with pytest.raises(ValueError, match="budget must be at least 0"):
         factorize(models.build("tiny_convnet", width=0.25), budget=0.001)
