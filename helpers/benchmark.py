@@ -154,7 +154,7 @@ def prune(arguments: argparse.Namespace) -> None:
             continue
         for seed in arguments.seeds:
             row = {"model": "vgg19", "data": data.name, "method": method, "sparsity": sparsity, "train_pictures": len(data.train)}
-            row |= {"epochs": epochs, "lr": arguments.lr, "weights": _digest()}
+            row |= {"epochs": epochs, "lr": arguments.lr, "loss": "distillation" if arguments.distil else "labels", "weights": _digest()}
             if results.finished("pruning", row | {"seed": seed}):
                 continue
             model = models.load(TEACHER)
@@ -162,7 +162,8 @@ def prune(arguments: argparse.Namespace) -> None:
                 pruning.prune_once(model, sparsity)
             schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=0.7)
             callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
-            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}", callbacks)
+            loss = DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9) if arguments.distil else None
+            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{row['loss']}", callbacks, loss)
             _measure("pruning", row, model, data, seed, f"vgg19_pruned{100 * sparsity:g}" if method == "gradual" else None)
 
 
@@ -457,6 +458,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     parser.add_argument("--only", nargs="+", help="pruning: some of dense-0, gradual-0.9, one-shot-0.95, ...")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
+    parser.add_argument("--distil", action="store_true", help="pruning: with the teacher in the loss, temperature 4, alpha 0.9")
     parser.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters and MACs")
     arguments = parser.parse_args()
