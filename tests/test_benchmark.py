@@ -22,7 +22,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "load_data", lambda *_, **__: data)
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
-        seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, distil=False, only=["dense-0", "gradual-0.9"], tolerances=[0.02], budgets=[5.0]
+        seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, distil=False, only=["dense-0", "gradual-0.9"], tolerances=[0.02],
+        budgets=[5.0],
     )  # fmt: skip
 
 
