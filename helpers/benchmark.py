@@ -154,7 +154,7 @@ def prune(arguments: argparse.Namespace) -> None:
             continue
         for seed in arguments.seeds:
             row = {"model": "vgg19", "data": data.name, "method": method, "sparsity": sparsity, "train_pictures": len(data.train)}
-            row |= {"epochs": epochs, "lr": arguments.lr, "loss": "distillation" if arguments.distil else "labels", "weights": _digest()}
+            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "weights": _digest()}
             if results.finished("pruning", row | {"seed": seed}):
                 continue
             model = models.load(TEACHER)
@@ -162,8 +162,7 @@ def prune(arguments: argparse.Namespace) -> None:
                 pruning.prune_once(model, sparsity)
             schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=0.7)
             callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
-            loss = DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9) if arguments.distil else None
-            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{row['loss']}", callbacks, loss)
+            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{row['loss']}", callbacks, _loss(arguments))
             _measure("pruning", row, model, data, seed, f"vgg19_pruned{100 * sparsity:g}" if method == "gradual" else None)
 
 
@@ -175,13 +174,13 @@ def channels(arguments: argparse.Namespace) -> None:
     for tolerance in arguments.tolerances:
         for seed in arguments.seeds:
             row = {"model": "vgg19", "data": data.name, "method": "channels", "tolerance": tolerance, "train_pictures": len(data.train)}
-            row |= {"epochs": epochs, "lr": arguments.lr, "weights": _digest()}
+            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "weights": _digest()}
             if results.finished("channels", row | {"seed": seed}):
                 continue
             ratios = pruning.ratios_by_sensitivity(scan, tolerance)
             model = pruning.prune_channels(models.load(TEACHER), torch.zeros(1, 3, 32, 32), ratios)
             row["before"] = evaluate(model, data.validation.take(slice(0, 1_000)), precision="auto").correct
-            _train_on(model, data, epochs, arguments.lr, seed, f"channels-{tolerance:g}")
+            _train_on(model, data, epochs, arguments.lr, seed, f"channels-{tolerance:g}-{row['loss']}", loss=_loss(arguments))
             _measure("channels", row, model, data, seed, f"vgg19_channels{100 * tolerance:g}")
 
 
@@ -190,27 +189,45 @@ def low_rank(arguments: argparse.Namespace) -> None:
     data = load_data("cifar10", train_limit=arguments.train_limit)
     held_out, some = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 300))
     teacher = models.load(TEACHER)
-    budgets = (1.5, 2, 3, 5, 7, 10, 15, 20, 30)  # times fewer parameters; not trained
-    for method, options in (("channel", {}), ("auto", {"scheme": "auto"}), ("pictures", {"pictures": some})):
+    budgets = (1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30)  # times fewer parameters and MACs; not trained
+    ways = {"weights": {}, "schemes": {"scheme": "auto"}, "pictures": {"pictures": some}, "pictures, ranks of weights": {"pictures": some}}
+    for method, options in ways.items():
         same = {"model": "vgg19", "data": data.name, "method": method, "epochs": 0, "weights": _digest()}
-        if not results.finished("low_rank", same):
-            table = low_rank_module.sweep(teacher, held_out, budgets=[1 / times for times in budgets], precision="auto", **options)
-            rows = []
-            for times, found in zip(budgets, table.itertuples(), strict=True):
-                row = same | {"times": times, "validation_correct": found.correct, "validation_total": found.total}
-                rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
-            results.append("low_rank", *rows)
+        if results.finished("low_rank", same):
+            continue
+        if method == "pictures, ranks of weights":
+            plans = [low_rank_module.analyze(teacher, budget=1 / times, count="both") for times in budgets]
+            ranks = [dict(plan[plan["worthwhile"]].set_index("layer")["rank"]) for plan in plans]
+            networks = [low_rank_module.factorize(teacher, ranks=one, **options) for one in ranks]
+            table = pd.DataFrame([_counts(network, held_out) for network in networks])
+        else:
+            shares = [1 / times for times in budgets]
+            table = low_rank_module.sweep(teacher, held_out, budgets=shares, count="both", precision="auto", **options)
+        rows = []
+        for times, found in zip(budgets, table.itertuples(), strict=True):
+            row = same | {"times": times, "validation_correct": found.correct, "validation_total": len(held_out)}
+            rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
+        results.append("low_rank", *rows)
     epochs = arguments.epochs or 3
-    for budget in arguments.budgets:
+    for times, times_macs in zip(arguments.budgets, arguments.macs or arguments.budgets, strict=True):
         for seed in arguments.seeds:
-            row = {"model": "vgg19", "data": data.name, "method": "pictures", "times": budget, "epochs": epochs, "lr": arguments.lr}
-            row |= {"train_pictures": len(data.train), "weights": _digest()}
+            row = {"model": "vgg19", "data": data.name, "method": "pictures", "times": times, "times_macs": times_macs, "epochs": epochs}
+            row |= {"lr": arguments.lr, "loss": _loss_name(arguments), "train_pictures": len(data.train), "weights": _digest()}
             if results.finished("low_rank", row | {"seed": seed}):
                 continue
-            model = low_rank_module.factorize(teacher, budget=1 / budget, count="both", round_to=8, pictures=some)
+            model = low_rank_module.factorize(teacher, budget=(1 / times, 1 / times_macs), count="both", round_to=8, pictures=some)
             row["before"] = evaluate(model, held_out, precision="auto").correct
-            _train_on(model, data, epochs, arguments.lr, seed, f"low-rank-{budget:g}")
-            _measure("low_rank", row, model, data, seed, f"vgg19_rank{budget:g}")
+            name = f"low-rank-{times:g}-{times_macs:g}-{_loss_name(arguments)}"
+            _train_on(model, data, epochs, arguments.lr, seed, name, loss=_loss(arguments))
+            _measure("low_rank", row, model, data, seed, f"vgg19_rank{times:g}")
+
+
+def _loss_name(arguments: argparse.Namespace) -> str:
+    return "distillation" if arguments.distil else "labels"
+
+
+def _loss(arguments: argparse.Namespace) -> Loss | None:
+    return DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9) if arguments.distil else None
 
 
 def combined(arguments: argparse.Namespace) -> None:
@@ -264,6 +281,11 @@ def _channel_scan() -> pd.DataFrame:
     if scan.empty:
         raise RuntimeError("data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first")
     return scan.assign(accuracy=scan["correct"] / scan["total"])
+
+
+def _counts(network: nn.Module, split: Split) -> dict[str, int]:
+    correct = evaluate(network, split, precision="auto").correct
+    return {"correct": correct, "parameters": profiling.count_parameters(network), "macs": profiling.count_macs(network)}
 
 
 def _digest() -> str:
@@ -458,9 +480,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     parser.add_argument("--only", nargs="+", help="pruning: some of dense-0, gradual-0.9, one-shot-0.95, ...")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
-    parser.add_argument("--distil", action="store_true", help="pruning: with the teacher in the loss, temperature 4, alpha 0.9")
+    parser.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
     parser.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters and MACs")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
+    parser.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")
     arguments = parser.parse_args()
     COMMANDS[arguments.what](arguments)
     results.write_readme()

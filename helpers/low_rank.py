@@ -190,7 +190,7 @@ def analyze(
     *,
     scheme: str = "channel",
     skip: Iterable[str] = (),
-    budget: float | None = None,
+    budget: float | tuple[float, float] | None = None,
     count: str = "parameters",
     round_to: int = 1,
     pictures: Split | None = None,
@@ -205,7 +205,8 @@ def analyze(
         skip: names of layers to leave out.
         budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are those with (nearly) the largest
             sum of the layers' energies for the money; a layer too dear to split stays whole.
-        count: "parameters", "macs", or "both": what ``budget`` counts; with "both", neither may take a larger share.
+        count: "parameters", "macs", or "both": what ``budget`` counts; with "both", neither may take a larger share (two shares, if
+            ``budget`` is a pair).
         round_to: ranks are multiples of this where the layer has that many: up for an energy, so that it is kept.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``); "channel" only. Energy
             then is the share of the variance of the layer's responses.
@@ -250,7 +251,9 @@ def _schemes(layer: nn.Module, scheme: str) -> tuple[str, ...]:
     return SCHEMES if scheme == "auto" else (scheme,)
 
 
-def _choose(options: dict[str, list[_Option]], energy: float, budget: float | None = None, count: str = "parameters") -> pd.DataFrame:
+def _choose(
+    options: dict[str, list[_Option]], energy: float, budget: float | tuple[float, float] | None = None, count: str = "parameters"
+) -> pd.DataFrame:
     """Choose scheme and rank of every layer, by energy or by budget."""
     checks.number("energy", energy, 0, 1, open_low=True)
     checks.choice("count", count, ("parameters", "macs", "both"))
@@ -258,8 +261,13 @@ def _choose(options: dict[str, list[_Option]], energy: float, budget: float | No
         chosen = {name: min(((one, one.rank_for(energy)) for one in some), key=_cost) for name, some in options.items()}
         worthwhile = {name: option.saves(rank) for name, (option, rank) in chosen.items()}
     else:
-        checks.number("budget", budget, 0, 1, open_low=True)
-        plans = [_spend(options, budget, one) for one in (("parameters", "macs") if count == "both" else (count,))]
+        counts = ("parameters", "macs") if count == "both" else (count,)
+        shares = budget if isinstance(budget, tuple) else (budget,) * len(counts)
+        if len(shares) != len(counts):
+            raise ValueError(f'budget must be one number, or a pair with count "both"; got {budget!r} with count {count!r}')
+        plans = [
+            _spend(options, checks.number("budget", share, 0, 1, open_low=True), one) for share, one in zip(shares, counts, strict=True)
+        ]
         worthwhile = {name: any(split[name] for _, split in plans) for name in options}
         chosen = {  # the smaller of what the plans leave of a layer
             name: min((plan[name] for plan, split in plans if split[name] or not worthwhile[name]), key=_size) for name in options
@@ -507,7 +515,7 @@ def factorize(
     skip: Iterable[str] = (),
     *,
     scheme: str = "channel",
-    budget: float | None = None,
+    budget: float | tuple[float, float] | None = None,
     count: str = "parameters",
     round_to: int = 1,
     pictures: Split | None = None,
@@ -590,6 +598,7 @@ def sweep(
     energies: Iterable[float] = (),
     *,
     budgets: Iterable[float] = (),
+    count: str = "parameters",
     scheme: str = "channel",
     skip: Iterable[str] = (),
     pictures: Split | None = None,
@@ -601,8 +610,9 @@ def sweep(
         model: is not changed.
         split: what to measure accuracy on.
         energies: in (0, 1]; the slider of notebook 03 moves through them.
-        budgets: shares of the parameters, in (0, 1].
-        scheme: as in ``analyze``, and so the others.
+        budgets: shares of the ``count``, in (0, 1].
+        count: as in ``analyze``, and so the others.
+        scheme: see there.
         skip: see there.
         pictures: see there.
         precision: as in ``evaluate``.
@@ -611,12 +621,12 @@ def sweep(
         A row per energy and budget: energy or budget, parameters and macs (of the whole network), correct, total, accuracy, and ranks
         ({layer: rank, 0 where the layer stays whole}).
     """
-    options = _options(model, scheme, skip, 1, pictures, None)
+    options = _options(model, scheme, skip, 1, pictures, (1, *split.images.shape[1:]))
     asked = [("energy", checks.number("energies", energy, 0, 1, open_low=True)) for energy in energies]
     asked += [("budget", checks.number("budgets", budget, 0, 1, open_low=True)) for budget in budgets]
     rows = []
     for column, value in asked:
-        plan = _choose(options, value) if column == "energy" else _choose(options, 1.0, value)
+        plan = _choose(options, value) if column == "energy" else _choose(options, 1.0, value, count)
         thinner = _apply(model, plan, options)
         accuracy = evaluate(thinner, split, precision=precision)
         row = {column: value, "parameters": count_parameters(thinner), "macs": count_macs(thinner, (1, *split.images.shape[1:]))}

@@ -14,8 +14,8 @@ from helpers.training import fit
 def small(tmp_path, monkeypatch):
     data = load_data("digits", train_limit=256)
     torch.manual_seed(0)
-    model = models.build("vgg19", width=0.125)
-    fit(model, data, epochs=3, batch_size=64, progress=False)
+    model = models.build("vgg19", width=0.25)
+    fit(model, data, epochs=2, batch_size=64, progress=False)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(benchmark, "WORK", tmp_path / "work")
     monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "vgg19.safetensors")
@@ -23,7 +23,7 @@ def small(tmp_path, monkeypatch):
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
         seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, distil=False, only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0],
+        budgets=[5.0], macs=[2.0],
     )  # fmt: skip
 
 
@@ -47,9 +47,11 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     thin = results.read("channels").iloc[0]
     assert thin["parameters"] < pruned.loc["dense", "parameters"]
     low = results.read("low_rank")
-    assert len(low[low["epochs"] == 0]) == 27
+    assert len(low[low["epochs"] == 0]) == 40
+    assert low[low["method"] == "weights"]["macs"].tolist() == low[low["method"] == "pictures, ranks of weights"]["macs"].tolist()
     trained = low[low["epochs"] == 1].iloc[0]
     assert trained["parameters"] < 0.25 * pruned.loc["dense", "parameters"]
+    assert trained["macs"] < 0.52 * pruned.loc["dense", "macs"]
     assert set(results.read("sensitivity")["unit"]) == {"weight", "channel"}
     before = {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
     monkeypatch.setattr(benchmark, "fit", None)

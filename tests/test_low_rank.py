@@ -271,6 +271,11 @@ def test_a_budget_for_both_is_kept_by_both(scheme):
     for count in ("parameters", "macs"):
         after = table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum()
         assert after <= 0.3 * table[count].sum()
+    pair = analyze(model, budget=(0.5, 0.3), count="both", scheme=scheme)
+    for count, share in (("parameters", 0.5), ("macs", 0.3)):
+        assert pair[f"factorized_{count}"].where(pair["worthwhile"], pair[count]).sum() <= share * pair[count].sum()
+    with pytest.raises(ValueError, match='pair with count "both"'):
+        analyze(model, budget=(0.5, 0.3), count="macs")
     small = factorize(model, budget=0.3, count="both", scheme=scheme)
     assert count_macs(small) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
 
@@ -369,9 +374,9 @@ def test_sweep_by_budget_is_what_factorize_says():
     data = load_data("digits")
     model = models.build("tiny_convnet", width=0.5)
     some = data.train.take(slice(0, 50))
-    table = low_rank.sweep(model, data.validation, budgets=(0.5, 0.2), pictures=some)
+    table = low_rank.sweep(model, data.validation, budgets=(0.5, 0.2), count="both", pictures=some)
     for row in table.itertuples():
-        small = factorize(model, budget=row.budget, pictures=some)
+        small = factorize(model, budget=row.budget, count="both", pictures=some)
         assert (row.parameters, row.macs) == (count_parameters(small), count_macs(small))
         assert row.correct == evaluate(small, data.validation).correct
 
