@@ -133,7 +133,7 @@ def sensitivity(arguments: argparse.Namespace) -> None:
         if results.finished("sensitivity", same):
             continue
         scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto").drop(columns="accuracy")
-        results.append("sensitivity", *(same | row | results.provenance() for row in scan.to_dict("records")))
+        results.append("sensitivity", *(same | row | results.provenance(0) for row in scan.to_dict("records")))
 
 
 def prune(arguments: argparse.Namespace) -> None:
@@ -206,7 +206,7 @@ def low_rank(arguments: argparse.Namespace) -> None:
         rows = []
         for times, found in zip(budgets, table.itertuples(), strict=True):
             row = same | {"times": times, "validation_correct": found.correct, "validation_total": len(held_out)}
-            rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance())
+            rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance(0))
         results.append("low_rank", *rows)
     epochs = arguments.epochs or 3
     for times, times_macs in zip(arguments.budgets, arguments.macs or arguments.budgets, strict=True):
@@ -350,7 +350,7 @@ def speed_pruning(arguments: argparse.Namespace) -> None:
     """Time what GradualPruner adds to fit's steps, and a pruning step against PyTorch's; append to data/results/speed_pruning.csv."""
     if torch.cuda.is_available():
         raise RuntimeError("speed_pruning times the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
-    batch_size, steps, every = 256, 40, 20  # as often as by default in a run of a few epochs
+    batch_size, steps, every = 256, 60, 30  # as often as by default in a run of a few epochs
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
     pruner = _Timed(pruning.GradualPruner(pruning.PolynomialSchedule(0.9, 0.5), every=every))  # masks are there from the first step on
