@@ -149,7 +149,7 @@ class GradualPruner(Callback):
             masks (first-order Taylor; Molchanov 2017, eq. 7).
         scope: "global" or "layer", as in ``masks_for``.
         skip: names of layers to leave alone.
-        every: steps between masks. Default: a fiftieth of the run, but 30 where it has 300 steps or more, so that drawing them costs little.
+        every: steps between masks. Default: a fiftieth of the run, but 30 where it has 300 steps or more, to keep its cost low.
 
     Raises:
         ValueError: an argument is out of range.
