@@ -231,25 +231,32 @@ def _loss(arguments: argparse.Namespace) -> Loss | None:
 
 
 def combined(arguments: argparse.Namespace) -> None:
-    """All of it on one network: channels out, the teacher in the loss, pruning in the step, then int8; append to combined.csv."""
+    """All of it on one network: a smaller model, the teacher in the loss, pruning in the step, then int8; append to combined.csv.
+
+    ``--start vgg19_channels20`` goes on from that file of data/checkpoints; without it, channels are taken out of the teacher here.
+    """
     data = load_data("cifar10", train_limit=arguments.train_limit)
     epochs = arguments.epochs or 12
     teacher = models.load(TEACHER)
-    for tolerance in arguments.tolerances:
-        for seed in arguments.seeds:
-            row = {"model": "vgg19", "data": data.name, "tolerance": tolerance, "sparsity": arguments.sparsity, "epochs": epochs}
-            row |= {"lr": arguments.lr, "train_pictures": len(data.train), "weights": _digest()}
-            if results.finished("combined", row | {"seed": seed}):
-                continue
+    for seed in arguments.seeds:
+        tolerance = None if arguments.start else arguments.tolerances[0]
+        row = {"model": "vgg19", "data": data.name, "point": arguments.point, "start": arguments.start or f"channels {tolerance:g}"}
+        row |= {"sparsity": arguments.sparsity, "epochs": epochs, "lr": arguments.lr, "loss": "distillation"}
+        row |= {"train_pictures": len(data.train), "weights": _digest()}
+        if results.finished("combined", row | {"seed": seed}):
+            continue
+        if arguments.start:
+            model = models.load(TEACHER.with_name(f"{arguments.start}.safetensors"))
+        else:
             model = pruning.prune_channels(teacher, torch.zeros(1, 3, 32, 32), pruning.ratios_by_sensitivity(_channel_scan(), tolerance))
-            callbacks = [pruning.GradualPruner(pruning.PolynomialSchedule(arguments.sparsity, end=0.7))] if arguments.sparsity else []
-            loss = DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9)
-            name = f"combined-{tolerance:g}-{arguments.sparsity:g}"
-            _train_on(model, data, epochs, arguments.lr, seed, name, callbacks, loss)
-            keep = seed == 0 and len(data.train) == 45_000
-            path = TEACHER.with_name(f"vgg19_combined{100 * tolerance:g}.safetensors") if keep else WORK / f"{name}.safetensors"
-            models.save(model, path, torch.float16, "bitmask+zip")
-            results.append("combined", row | deployed(models.load(path), teacher, data) | results.provenance(seed))
+        callbacks = [pruning.GradualPruner(pruning.PolynomialSchedule(arguments.sparsity, end=0.7))] if arguments.sparsity else []
+        loss = DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9)
+        name = f"combined-{arguments.point}-{arguments.start or tolerance}-{arguments.sparsity:g}"
+        _train_on(model, data, epochs, arguments.lr, seed, name, callbacks, loss)
+        keep = seed == 0 and len(data.train) == 45_000
+        path = TEACHER.with_name(f"vgg19_{arguments.point}.safetensors") if keep else WORK / f"{name}.safetensors"
+        models.save(model, path, torch.float16, "bitmask+zip")
+        results.append("combined", row | deployed(models.load(path), teacher, data) | results.provenance(seed))
 
 
 def deployed(model: nn.Module, teacher: nn.Module, data: Data) -> dict:
@@ -482,6 +489,8 @@ def main() -> None:
     parser.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     parser.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
     parser.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
+    parser.add_argument("--start", help="combined: the file of data/checkpoints to go on from, for example vgg19_rank6")
+    parser.add_argument("--point", default="combined", help="combined: what this model is called in the table, and its file after vgg19_")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
     parser.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ def small(tmp_path, monkeypatch):
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
         seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, distil=False, only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0], macs=[2.0],
+        budgets=[5.0], macs=[2.0], start=None, point="combined",
     )  # fmt: skip
 
 
