@@ -1,12 +1,16 @@
 """The commands that make the published rows, on digits and a narrow VGG-19: what they write, and that nothing is run twice."""
 
 import argparse
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from helpers import benchmark, models, results
-from helpers.data import load_data
+from helpers import benchmark, models, pruning, results
+from helpers.data import HOME, load_data
 from helpers.training import fit
 
 
@@ -22,7 +26,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "load_data", lambda *_, **__: data)
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
-        seeds=[0], epochs=1, train_limit=None, lr=0.02, sparsity=0.5, distil=False, only=["dense-0", "gradual-0.9"], tolerances=[0.02],
+        seeds=[0], epochs=1, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
+        only=["dense-0", "gradual-0.9"], tolerances=[0.02],
         budgets=[5.0], macs=[2.0], start=None, point="combined",
     )  # fmt: skip
 
@@ -32,7 +37,7 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     with pytest.raises(RuntimeError, match="no scan of this teacher"):
         benchmark.channels(small)
     (results.RESULTS / "sensitivity.csv").unlink()
-    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank):
+    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank_curve, benchmark.low_rank):
         command(small)
     pruned = results.read("pruning").set_index("method")
     kept = models.load(benchmark.WORK / "vgg19_pruned90-measured.safetensors")
@@ -55,7 +60,7 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     assert set(results.read("sensitivity")["unit"]) == {"weight", "channel"}
     before = {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
     monkeypatch.setattr(benchmark, "fit", None)
-    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank):
+    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank_curve, benchmark.low_rank):
         command(small)
     assert before == {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
 
@@ -69,6 +74,101 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
     assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
     assert 0 <= row["int8_correct"] <= row["total"] == 300
     assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
+
+
+def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch):
+    def counted(model, data):  # what is exported and timed is tested with the combined row
+        return benchmark._counts(model, data.test) | {"nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+
+    monkeypatch.setattr(benchmark, "deployed", counted)
+    monkeypatch.setattr(benchmark, "_channel_scan", lambda: None)
+    layers = [name for name in pruning.prunable(models.load(benchmark.TEACHER)) if name != "classifier"]
+    monkeypatch.setattr(benchmark.pruning, "ratios_by_sensitivity", lambda *_: dict.fromkeys(layers, 0.6))
+    benchmark.orders(small)
+    ordered = results.read("orders").set_index("order")
+    alive = ordered["nonzeros"] / ordered["parameters"]
+    assert alive["factorize, prune, quantize"] == pytest.approx(0.4, abs=0.05)
+    assert alive["prune, factorize, quantize"] > 0.9  # the product of thin matrices has no zeros
+    assert ordered["on_grid"]["quantize, factorize, prune"] < 0.2  # nothing of the rounding is left
+    benchmark.compare_peers(small)
+    compared = results.read("peers").set_index(["task", "tool"])
+    assert len(compared) == 6
+    zeros = compared.loc["90% zeros"]
+    assert (zeros["nonzeros"] / zeros["parameters"]).between(0.09, 0.13).all()
+    assert zeros["nonzeros"].nunique() == 1
+    thin = compared.loc["fewer channels"]
+    assert thin.loc["torch-pruning", "macs"] <= thin.loc["helpers.pruning", "macs"] < zeros["macs"].iloc[0]
+    assert (compared.loc["low rank"]["parameters"] <= 0.25 * zeros["parameters"].iloc[0]).all()
+    monkeypatch.setattr(benchmark.peers, "fit", None)
+    benchmark.orders(small)
+    benchmark.compare_peers(small)  # nothing is run twice
+
+
+def test_weights_are_on_the_grid_they_were_rounded_to():
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.25)
+    assert benchmark.peers.on_grid(model) < 0.05
+    assert benchmark.peers.on_grid(benchmark.peers.quantization.round_weights(model, 8)) == 1
+
+
+def test_jobs_are_single_runs():
+    def jobs(*words):
+        arguments = benchmark.parser().parse_args(words)
+        arguments.macs = arguments.macs or arguments.budgets
+        return benchmark.jobs(arguments)
+
+    asked = jobs("pruning", "--only", "dense-0", "gradual-0.9", "--seeds", "0", "1")
+    assert [(job.what, job.only, job.seeds) for job in asked] == [
+        ("pruning", ["dense-0"], [0]), ("pruning", ["dense-0"], [1]), ("pruning", ["gradual-0.9"], [0]), ("pruning", ["gradual-0.9"], [1]),
+    ]  # fmt: skip
+    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "4", "6", "--seeds", "0")] == [([4], [4]), ([6], [6])]
+    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "6", "--macs", "3", "--seeds", "0")] == [([6], [3])]
+    everything = [job.what for job in jobs("--seeds", "0")]
+    assert list(dict.fromkeys(everything)) == benchmark.ALL
+    assert everything[0] == "teacher"
+    assert benchmark._epochs(jobs("channels", "--budget", "full")[0], "channels") == 100
+    assert benchmark._epochs(jobs("channels", "--budget", "full", "--epochs", "7")[0], "channels") == 7
+
+
+def command(folder, *words, launcher=()):
+    python = [sys.executable, "-m", *launcher, "helpers.benchmark"] if not launcher else [sys.executable, "-m", *launcher]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "ACCELERATE_USE_CPU": "true"}
+    options = ["--data", "digits", "--out", str(folder), "--seeds", "0", "--device", "cpu"]
+    done = subprocess.run([*python, *words, *options], cwd=HOME, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a teacher of digits, made by the command line itself in two processes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "-m", "helpers.benchmark")  # fmt: skip
+    command(folder, "teacher", "--epochs", "1", launcher=launcher)
+    return folder
+
+
+def test_two_processes_write_one_row(trained, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", trained / "results")
+    rows = results.read("teacher")
+    assert len(rows) == 1
+    assert rows.iloc[0]["command"].startswith("python -m helpers.benchmark teacher --epochs 1 --data digits")
+    assert (trained / "checkpoints" / "vgg19.safetensors").exists()
+
+
+def test_ray_writes_the_rows_of_the_plain_engine(trained, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
+    rows = {}
+    for engine in ("here", "ray"):
+        folder = tmp_path / engine
+        shutil.copytree(trained, folder)
+        command(folder, "pruning", "--only", "dense-0", "gradual-0.9", "--epochs", "1", "--train-limit", "300", "--engine", engine)
+        monkeypatch.setattr(results, "RESULTS", folder / "results")
+        rows[engine] = results.read("pruning").set_index("method").sort_index()
+    same = ["sparsity", "train_pictures", "epochs", "weights", "total", "parameters", "nonzeros", "macs", "threads", "seed"]
+    assert rows["here"].index.tolist() == rows["ray"].index.tolist() == ["dense", "gradual"]
+    assert rows["here"][same].equals(rows["ray"][same])
 
 
 def test_a_second_cycle_trains_on_what_the_teacher_is_least_sure_of(small, monkeypatch):
