@@ -29,8 +29,8 @@ def affine_grid(low: float, high: float, bits: int = 8) -> tuple[float, int]:
     Raises:
         ValueError: an argument is out of range.
     """
-    low = checks.number("low", low)
-    high = checks.number("high", high, low)
+    low = checks.number("low", low, -1e300, 1e300)
+    high = checks.number("high", high, low, 1e300)
     levels = 2 ** checks.integer("bits", bits, 1, 16) - 1
     low, high = min(low, 0.0), max(high, 0.0)  # zero must be exact: padding and ReLU produce it all the time
     scale = (high - low) / levels or 1.0
@@ -41,11 +41,16 @@ def quantize(values: Tensor, scale: float, zero_point: int, bits: int = 8) -> Te
     """Return the integers nearest to ``values`` on the grid, clamped to its ends: int64, of the same shape."""
     levels = 2 ** checks.integer("bits", bits, 1, 16) - 1
     checks.number("scale", scale, 0, open_low=True)
+    checks.integer("zero_point", zero_point, 0, levels)
+    checks.tensor("values", values)
     return (values / scale + zero_point).round().clamp(0, levels).long()
 
 
 def dequantize(integers: Tensor, scale: float, zero_point: int) -> Tensor:
     """Return the real values that the integers stand for."""
+    checks.number("scale", scale, 0, open_low=True)
+    checks.integer("zero_point", zero_point, 0)
+    checks.tensor("integers", integers)
     return scale * (integers - zero_point)
 
 
@@ -60,6 +65,7 @@ def round_weights(model: nn.Module, bits: int, *, per_channel: bool = True) -> n
         per_channel: a scale for each output channel, instead of one for the layer (Krishnamoorthi 2018, section 2.3).
     """
     checks.integer("bits", bits, 2, 16)
+    checks.instance("model", model, nn.Module)
     rounded = copy.deepcopy(model)
     for layer in rounded.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -69,17 +75,26 @@ def round_weights(model: nn.Module, bits: int, *, per_channel: bool = True) -> n
 
 
 def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
-    """Round a weight to 2^bits - 1 levels, symmetric about 0, with a scale for each of its rows (or one for all).
+    """Round a weight to 2^bits - 1 levels, symmetric about 0: ``symmetric_grid``'s integers times its scale."""
+    integers, scale = symmetric_grid(weight, bits, per_channel=per_channel)
+    return integers * scale
+
+
+def symmetric_grid(weight: Tensor, bits: int = 8, *, per_channel: bool = True) -> tuple[Tensor, Tensor]:
+    """Return a weight as integers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1, and what one step is worth.
 
     Args:
         weight: outputs x anything.
         bits: from 2 to 16.
-        per_channel: a scale for each output.
+        per_channel: a scale for each output (Krishnamoorthi 2018, section 2.3), instead of one for all.
+
+    Returns:
+        Integers of the weight's shape, int64, and the scale, which multiplies them: outputs x 1 x ...
     """
     top = 2 ** (checks.integer("bits", bits, 2, 16) - 1) - 1
     largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
     scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
-    return (weight / scale).round().clamp(-top, top) * scale
+    return (weight / scale).round().clamp(-top, top).long(), scale
 
 
 def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: bool = True, precision: str = "fp32") -> pd.DataFrame:
@@ -88,6 +103,9 @@ def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: b
     Returns:
         A row per number of bits: bits, correct, total, accuracy, bytes (of the weights alone, packed).
     """
+    checks.instance("model", model, nn.Module)
+    checks.instance("split", split, Split)
+    bits = [checks.integer("bits", one, 2, 16) for one in checks.collection("bits", bits, "integers")]
     rows = []
     count = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
     for number in bits:
@@ -99,7 +117,7 @@ def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: b
 
 def entropy(values: Tensor) -> float:
     """Return the Shannon entropy of the values' frequencies, in bits per value: no code of single values can be shorter on average."""
-    counts = values.unique(return_counts=True)[1].double()
+    counts = checks.tensor("values", values).unique(return_counts=True)[1].double()
     shares = counts / counts.sum()
     return float(-(shares * shares.log2()).sum())
 
@@ -113,6 +131,7 @@ def huffman_lengths(counts: Mapping[int, int]) -> dict[int, int]:
     Raises:
         ValueError: ``counts`` is empty, or a count is below 1.
     """
+    checks.instance("counts", counts, Mapping)
     if not counts:
         raise ValueError("counts must hold at least one symbol, got none")
     ticket = itertools.count()  # breaks ties between equal counts

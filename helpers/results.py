@@ -23,6 +23,16 @@ from helpers.data import HOME
 from helpers.evaluation import Accuracy
 
 RESULTS = HOME / "data" / "results"
+IMAGENET_VGG19_BYTES = 4 * 143_667_240  # torchvision's VGG-19 with its 4096-wide classifier, in single precision: "the 548 MB model" (MiB)
+CLAIMED = {  # times smaller, points of accuracy lost, times faster: what is usually said of these methods, not measured by us
+    "distilled TinyConvNet": (20, 1.4, 8.1),
+    "pruned": (10, 2.1, 3.0),
+    "low rank": (3.3, 0.7, 2.3),
+    "combined": (40, 2.8, 10.3),
+    "ResNet-50 student": (8.0, 1.3, 5.9),
+    "ResNet-50 pruned": (6.7, 0.9, 3.5),
+}
+TEACHER_BYTES = 4 * 20_040_522  # VGG-19 for CIFAR-10, in single precision
 MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
 
 
@@ -119,6 +129,66 @@ def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
     return row, 100 * counts.dropna() / row["total"]
 
 
+def series_table() -> pd.DataFrame:
+    """Return the models of the series beside the teacher, from the rows of data/results, and what is usually claimed.
+
+    Size is of the file that would be shipped: the sparse file for the pruned ones, zipped ONNX for int8, ONNX otherwise, against the
+    teacher's as float32. Speed is ONNX Runtime's (of the pruned ones PyTorch's), batch 1, 1 thread. An empty cell was not measured.
+
+    Returns:
+        A row per model: model, times smaller, against 575 MB (the same file against torchvision's VGG-19 for ImageNet), accuracy (of
+        the test split), points (against the teacher), times faster, usually claimed.
+    """
+    rows = []
+
+    def add(name: str, smaller: float, run: pd.Series, key: str, faster: float, claim: str = "") -> None:
+        after, before = accuracy(run, key), accuracy(run, "teacher_correct")
+        points = 100 * (float(after) - float(before))
+        row = {"model": name, "times smaller": smaller, "against 575 MB": smaller * IMAGENET_VGG19_BYTES / TEACHER_BYTES}
+        row |= {"accuracy": f"{100 * float(after):.1f}% ({after.correct:,} of {after.total:,})", "points": points, "times faster": faster}
+        rows.append(row | {"usually claimed": claimed(claim)})
+
+    def claimed(name: str) -> str:
+        return "{:g} x, -{:g} points, {:g} x".format(*CLAIMED[name]) if name else ""
+
+    def speed(run: pd.Series, who: str = "") -> float:
+        return run["teacher_latency_ms_1_threads"] / run[f"{who}latency_ms_1_threads"]
+
+    if (RESULTS / "pruning.csv").exists():
+        gradual = read("pruning").query("method == 'gradual'").sort_values(["sparsity", "epochs"]).groupby("sparsity").tail(1)
+        for _, run in gradual.iterrows():
+            add(f"pruned, {run['sparsity']:.0%} zeros", run["teacher_bytes"] / run["bytes"], run, "correct", speed(run), "pruned")
+    if (RESULTS / "shipped.csv").exists():
+        shipped = read("shipped").drop_duplicates("file", keep="last").set_index("file")
+        for file, name, claim in (("vgg19_channels20", "fewer channels", ""), ("vgg19_rank6", "low rank", "low rank")):
+            if file in shipped.index:
+                run = shipped.loc[file]
+                add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), claim)
+                add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+        if "vgg19" in shipped.index:
+            run = shipped.loc["vgg19"]
+            add("teacher, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+    if (RESULTS / "combined.csv").exists():
+        names = {"lossless": "combined, nearly lossless", "combined": "combined, smallest"}
+        for _, run in read("combined").drop_duplicates("point", keep="last").iterrows():
+            name = names.get(run["point"], run["point"])
+            add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"), "combined")
+    for name in ("distilled TinyConvNet", "ResNet-50 student", "ResNet-50 pruned"):
+        rows.append({"model": name, "accuracy": "", "usually claimed": claimed(name)})
+    return pd.DataFrame(rows)
+
+
+def _table_lines() -> list[str]:
+    """Return ``series_table`` as Markdown."""
+    table = series_table()
+    lines = ["", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    formats = {"times smaller": "{:.1f}", "against 575 MB": "{:.0f}", "points": "{:+.1f}", "times faster": "{:.1f}"}
+    for _, row in table.iterrows():
+        cells = ["" if pd.isna(row[name]) else formats.get(name, "{}").format(row[name]) for name in table.columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def markdown() -> str:
     """Return the README's results section, made from the files alone; what has not been measured is not mentioned."""
     lines = []
@@ -135,6 +205,7 @@ def markdown() -> str:
                 f"reaches {wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of "
                 f"{gains.mean():.2f} points (standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
             )
+    lines += _table_lines()
     lines += _compressed("pruning", "Pruning", lambda run: f"{run['sparsity']:.0%} of the weights zero ({run['method']})")
     lines += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
     lines += _compressed("low_rank", "Low rank", lambda run: f"{run['times']:g} times fewer weights")

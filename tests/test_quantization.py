@@ -97,3 +97,12 @@ def test_huffman_is_a_full_prefix_code_within_a_bit_of_the_entropy(counts):
 def test_bad_arguments_are_named(call, name):
     with pytest.raises(ValueError, match=f"{name} must"):
         call()
+
+
+def test_symmetric_grid_by_hand():
+    integers, scale = quantization.symmetric_grid(torch.tensor([[0.5, -1.0, 0.26], [0.0, 0.0, 0.0]]), 3)
+    assert integers.tolist() == [[2, -3, 1], [0, 0, 0]]  # 0.5 * 3 = 1.5 rounds to the even 2
+    assert scale[0].item() == pytest.approx(1 / 3)
+    together, one = quantization.symmetric_grid(torch.tensor([[1.0, 0.5], [0.1, 0.0]]), 3, per_channel=False)
+    assert together.tolist() == [[3, 2], [0, 0]]
+    assert one.unique().numel() == 1
