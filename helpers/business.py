@@ -1,7 +1,7 @@
 """What a network costs to run and what a smaller one saves: plain arithmetic, units in every name, every assumption an argument.
 
-Nothing here is measured. Latency, bytes and accuracy come from the rows of data/results; prices and volumes are assumptions that
-a reader changes. Money is in whatever currency the prices are in.
+Nothing is measured here. Latency, bytes and accuracy come from the rows of data/results; prices, volumes and devices are assumptions
+that a reader changes. Money is in whatever currency the prices are in.
 """
 
 from __future__ import annotations
@@ -25,19 +25,64 @@ class Network:
     Attributes:
         name: what to call it.
         latency_ms: of one inference on the machine that serves it, above 0.
-        file_mb: bytes of its file / 10^6, above 0.
+        file_mb: bytes of the file that is sent / 10^6, above 0.
         accuracy: share of 1.
+        memory_mb: bytes of its weights where it runs, unpacked, / 10^6, above 0; activations come on top.
     """
 
     name: str
     latency_ms: float
     file_mb: float
     accuracy: float
+    memory_mb: float
 
     def __post_init__(self) -> None:
-        checks.number("latency_ms", self.latency_ms, 0, open_low=True)
-        checks.number("file_mb", self.file_mb, 0, open_low=True)
+        checks.number("latency_ms", self.latency_ms, 0, 1e15, open_low=True)
+        checks.number("file_mb", self.file_mb, 0, 1e15, open_low=True)
         checks.number("accuracy", self.accuracy, 0, 1)
+        checks.number("memory_mb", self.memory_mb, 0, open_low=True)
+
+
+def measured(runs: pd.DataFrame, point: str) -> pd.Series:
+    """Return the row of data/results/combined.csv that stands for a point: the last one of seed 0, whose file is in data/checkpoints.
+
+    Args:
+        runs: what ``results.read("combined")`` gave.
+        point: the name of a compressed network.
+
+    Raises:
+        ValueError: ``runs`` has no such point.
+    """
+    rows = runs[runs["seed"] == 0]
+    checks.choice("point", point, rows["point"].unique())
+    return rows[rows["point"] == point].iloc[-1]
+
+
+def networks(runs: pd.DataFrame, point: str) -> dict[str, Network]:
+    """Return what one row of data/results/combined.csv measured: three networks side by side, in the same runtime.
+
+    Args:
+        runs: what ``results.read("combined")`` gave.
+        point: which compressed network; its row is the one that ``measured`` returns.
+
+    Returns:
+        teacher, compressed, and int8 (the compressed one in 8 bits): ONNX Runtime, batch 1, 1 thread. The file is the zipped one.
+        The two small ones are named after the point.
+
+    Raises:
+        ValueError: ``runs`` has no such point.
+    """
+    run = measured(runs, point)
+    found = {}
+    for role, key, name in (("teacher", "teacher_", "teacher"), ("compressed", "", point), ("int8", "int8_", f"{point} int8")):
+        found[role] = Network(
+            name,
+            latency_ms=float(run[f"{key}latency_ms_1_threads"]),
+            file_mb=float(run[f"{key}zip_bytes"]) / 1e6,
+            accuracy=float(run[f"{key}correct"] / run["total"]),
+            memory_mb=float(run[f"{key}onnx_bytes"]) / 1e6,
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,8 +120,15 @@ class Assumptions:
                 checks.number(field.name, value, 0, 1e15)
 
 
+def _check(assumptions: Assumptions, **networks: Network) -> None:
+    checks.instance("assumptions", assumptions, Assumptions)
+    for name, network in networks.items():
+        checks.instance(name, network, Network)
+
+
 def energy_joules(network: Network, assumptions: Assumptions) -> float:
     """Return the energy of one inference: the processor's power times the latency."""
+    _check(assumptions, network=network)
     return assumptions.watts * network.latency_ms / 1000
 
 
@@ -85,6 +137,7 @@ def cost_per_year(network: Network, assumptions: Assumptions) -> dict[str, float
 
     compute is the hours that all inferences take, one after the other, over the share of rented time in which the processor is busy.
     """
+    _check(assumptions, network=network)
     per_year = assumptions.inferences_per_day * DAYS_PER_YEAR
     busy_hours = per_year * network.latency_ms / MS_PER_HOUR
     cost = {
@@ -97,6 +150,7 @@ def cost_per_year(network: Network, assumptions: Assumptions) -> dict[str, float
 
 def processors(network: Network, assumptions: Assumptions) -> float:
     """Return how many processors are busy on average, idle time included: inferences times latency over the length of a day."""
+    _check(assumptions, network=network)
     return assumptions.inferences_per_day * network.latency_ms / MS_PER_DAY / assumptions.utilization
 
 
@@ -114,6 +168,7 @@ def saving(before: Network, after: Network, assumptions: Assumptions, years: flo
         investment; infinite where nothing is invested and something is saved), payback_days (infinite where nothing is saved).
     """
     checks.number("years", years, 0, 100, open_low=True)
+    _check(assumptions, before=before, after=after)
     per_year = cost_per_year(before, assumptions)["total"] - cost_per_year(after, assumptions)["total"]
     investment = assumptions.engineer_days * assumptions.price_per_engineer_day
     net = years * per_year - investment
@@ -138,6 +193,7 @@ def worth_it(before: Network, after: Network, assumptions: Assumptions, years: f
         accuracy_lost: what the product can bear, a share of 1.
     """
     checks.number("accuracy_lost", accuracy_lost, 0, 1)
+    _check(assumptions, before=before, after=after)
     lost = before.accuracy - after.accuracy
     if lost > accuracy_lost:
         return False, f"no: it costs {100 * lost:.1f} points of accuracy, and the product bears {100 * accuracy_lost:.1f}"
@@ -169,3 +225,102 @@ def tornado(value: Callable[[Assumptions], float], assumptions: Assumptions, ran
         rows.append((name, low, high, *ends, abs(ends[1] - ends[0])))
     table = pd.DataFrame(rows, columns=["assumption", "low", "high", "value_low", "value_high", "swing"])
     return table.sort_values("swing", ascending=False, ignore_index=True)
+
+
+def break_even(value: Callable[[Assumptions], float], assumptions: Assumptions, name: str) -> float:
+    """Return where one assumption would have to stand for ``value`` to be 0, all others as they are.
+
+    Args:
+        value: what is asked for, for example the net saving; linear in the assumption.
+        assumptions: the others.
+        name: which one to move; not utilization, which divides.
+
+    Returns:
+        Its value at break-even, at least 0; infinite if there is none.
+
+    Raises:
+        ValueError: ``name`` is no assumption, or utilization.
+    """
+    checks.choice("name", name, [known for known in asdict(assumptions) if known != "utilization"])
+    step = max(1.0, getattr(assumptions, name))
+    start, end = (value(replace(assumptions, **{name: at})) for at in (0, step))
+    if start == end:
+        return float("inf")
+    crossing = step * start / (start - end)
+    return crossing if crossing >= 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class UseCase:
+    """A kind of device, how it is used, and what one network may take of it. All of it is assumed.
+
+    Attributes:
+        times_slower: how many times longer an inference takes there than on the processor that was measured, above 0.
+        watts: that its processor draws while it computes.
+        devices: how many there are, above 0.
+        inferences_per_device_per_day: how often each one uses the network.
+        updates_per_year: how often each one downloads it.
+        latency_ms: that one inference may take, above 0.
+        memory_mb: that the weights may fill, above 0.
+        update_mb: that one download may have, above 0.
+        joules_per_day: that a device may spend on it, above 0.
+    """
+
+    times_slower: float
+    watts: float
+    devices: float
+    inferences_per_device_per_day: float
+    updates_per_year: float
+    latency_ms: float
+    memory_mb: float
+    update_mb: float
+    joules_per_day: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            above = field.name not in ("watts", "inferences_per_device_per_day", "updates_per_year")
+            checks.number(field.name, getattr(self, field.name), 0, 1e15, open_low=above)
+
+    def service(self, **others: float) -> Assumptions:
+        """Return the assumptions about all devices together; the devices' owners pay for their processors and electricity.
+
+        Args:
+            **others: the assumptions that are not of the device, such as price_per_gb and engineer_days.
+        """
+        return Assumptions(
+            inferences_per_day=self.devices * self.inferences_per_device_per_day,
+            downloads_per_year=self.devices * self.updates_per_year,
+            watts=self.watts,
+            **({"price_per_cpu_hour": 0} | others),
+        )
+
+
+def on_device(network: Network, times_slower: float) -> Network:
+    """Return the network as it would be on a processor that takes ``times_slower`` times as long: an assumption, no measurement."""
+    return replace(network, latency_ms=network.latency_ms * checks.number("times_slower", times_slower, 0, open_low=True))
+
+
+def needs(network: Network, use: UseCase) -> dict[str, float]:
+    """Return what a network takes of a device: latency_ms, memory_mb, update_mb, joules_per_day."""
+    there = on_device(network, use.times_slower)
+    joules = energy_joules(there, use.service()) * use.inferences_per_device_per_day
+    return {"latency_ms": there.latency_ms, "memory_mb": there.memory_mb, "update_mb": there.file_mb, "joules_per_day": joules}
+
+
+def budgets(candidates: Mapping[str, Network], uses: Mapping[str, UseCase]) -> pd.DataFrame:
+    """Compare what each network needs with what each use case allows.
+
+    Args:
+        candidates: {name: network}.
+        uses: {name: use case}.
+
+    Returns:
+        A row per use case, budget and network: use, budget, network, needed, allowed, share (needed over allowed; it fits up to 1).
+    """
+    rows = []
+    for use_name, use in uses.items():
+        for name, network in candidates.items():
+            for budget, needed in needs(network, use).items():
+                allowed = getattr(use, budget)
+                rows.append((use_name, budget, name, needed, allowed, needed / allowed))
+    return pd.DataFrame(rows, columns=["use", "budget", "network", "needed", "allowed", "share"])

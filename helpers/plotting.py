@@ -386,3 +386,124 @@ def _probability_bars(axes: Axes, probabilities: Tensor, classes: Sequence[str],
     axes.invert_yaxis()
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", visible=False)
+
+
+def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: Mapping[str, float], years: float, title: str) -> Figure:
+    """Draw what the sliders of notebook 06 show: what a year costs, and what has been spent since the start.
+
+    Args:
+        per_year: {network: {kind of cost: money a year}}.
+        invested: {network: money at the start}.
+        years: to look ahead.
+        title: over the whole figure.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), width_ratios=[1.05, 1])
+    figure.subplots_adjust(left=0.13, right=0.98, top=0.8, bottom=0.16, wspace=0.24)
+    figure.suptitle(title, fontsize=10, x=0.02, ha="left")
+    kinds, start = list(next(iter(per_year.values()))), dict.fromkeys(per_year, 0.0)
+    for kind, color, hatch in zip(kinds, COLORS, ("", "//", ".."), strict=False):
+        amounts = [costs[kind] for costs in per_year.values()]
+        left.barh(list(per_year), amounts, left=list(start.values()), color=color, hatch=hatch, edgecolor="white", label=kind)
+        start = {name: start[name] + costs[kind] for name, costs in per_year.items()}
+    for position, total in enumerate(start.values()):
+        left.text(total, position, f" {total:,.0f}", va="center", fontsize=9)
+    left.set(title="cost a year", xlim=(0, 1.25 * max(start.values()) or 1))
+    left.invert_yaxis()
+    left.grid(axis="y", visible=False)
+    left.legend(fontsize=8, loc="lower right")
+    for (name, total), style, color in zip(start.items(), ("-", "--"), (GRAY, COLORS[4]), strict=False):
+        right.plot([0, years], [invested[name], invested[name] + years * total], style, color=color, linewidth=2, label=name)
+    right.set(xlabel="years", ylim=(0, None), xlim=(0, years))
+    right.set_title("spent since the start", loc="left")
+    right.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, frameon=False, columnspacing=1)
+    for axes in (left.xaxis, right.yaxis):
+        axes.set_major_formatter(_short)
+    left.xaxis.get_major_locator().set_params(nbins=5)
+    return figure
+
+
+def tornado(panels: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Figure:
+    """Draw what each assumption alone does to a value, the most decisive on top, a panel per case.
+
+    Args:
+        panels: {title: (what ``business.tornado`` gave, the value with every assumption in the middle)}.
+        xlabel: with its unit.
+    """
+    rows = max(len(table) for table, _ in panels.values())
+    figure, grid = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 1.3 + 0.42 * rows), squeeze=False, layout="constrained")
+    for axes, (title, (table, middle)) in zip(grid.flat, panels.items(), strict=True):
+        for end, color in (("low", BLUE), ("high", ORANGE)):
+            axes.barh(range(len(table)), table[f"value_{end}"] - middle, left=middle, color=color, label=f"at the {end} end")
+        labels = [f"{_spelled(row.assumption)}\n{row.low:,.10g} to {row.high:,.10g}" for row in table.itertuples()]
+        axes.set_yticks(range(len(table)), labels, fontsize=8)
+        axes.axvline(middle, color=GRAY)
+        axes.axvline(0, color="black", linestyle="--", linewidth=1, label="break-even")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(xlabel)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.get_major_locator().set_params(nbins=6)
+        axes.xaxis.set_major_formatter(_short)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    return figure
+
+
+def budget_shares(table: pd.DataFrame) -> Figure:
+    """Draw how much of each budget each network takes, on a logarithmic axis; what lies right of the line does not fit.
+
+    Args:
+        table: from ``business.budgets``: use, budget, network, share.
+    """
+    wide = table.pivot_table(index=["use", "budget"], columns="network", values="share", sort=False)
+    uses = list(dict.fromkeys(table["use"]))
+    places = [row + 0.8 * uses.index(use) for row, (use, _) in enumerate(wide.index)]  # a gap between the use cases
+    figure, axes = plt.subplots(figsize=(8.4, 1.2 + 0.25 * places[-1]), layout="constrained")
+    axes.hlines(places, wide.min(axis=1), wide.max(axis=1), color="0.8", linewidth=2)
+    for (name, shares), marker, color in zip(wide.items(), "osD^v", COLORS, strict=False):
+        axes.plot(shares, places, marker, color=color, label=name, markersize=6)
+    axes.axvline(1, color="black", linestyle="--")
+    axes.set_yticks(places, [_spelled(budget) for _, budget in wide.index], fontsize=8)
+    for use in uses:
+        first = places[[name for name, _ in wide.index].index(use)]
+        axes.text(0.005, first - 0.85, use, transform=axes.get_yaxis_transform(), va="center", fontsize=9, fontweight="bold")
+    axes.set(xscale="log", xlabel="share of the budget (1: just fits; to the right: does not fit)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(places[-1] + 0.8, -1.6)
+    axes.grid(axis="y", visible=False)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _short(value: float, _position: int | None = None) -> str:
+    """Return a tick's number with k or M, short enough not to touch the next."""
+    for size, letter in ((1e9, "bn"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _spelled(name: str) -> str:
+    """Return a column's name as a label, its unit as it is written."""
+    units = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}
+    return " ".join(units.get(word, word) for word in name.split("_"))
+
+
+def formats(table: pd.DataFrame) -> Figure:
+    """Draw size and latency of networks in several formats, on logarithmic axes; whiskers are quartiles.
+
+    Args:
+        table: a row per file and format: file, format, bytes, latency_ms_1_threads, latency_low_ms_1_threads, latency_high_ms_1_threads.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    names = list(dict.fromkeys(table["format"]))
+    for (file, rows), colour, shift in zip(table.groupby("file", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False):
+        y = [names.index(name) + shift for name in rows["format"]]
+        left.plot(rows["bytes"] / 1e6, y, "o", color=colour, label=file)
+        middle = rows["latency_ms_1_threads"]
+        spread = [middle - rows["latency_low_ms_1_threads"], rows["latency_high_ms_1_threads"] - middle]
+        right.errorbar(middle, y, xerr=spread, fmt="o", color=colour, capsize=2, label=file)
+    left.set(xscale="log", xlabel="file (MB)", yticks=range(len(names)), yticklabels=names)
+    right.set(xscale="log", xlabel="latency (ms; batch 1, 1 thread)")
+    left.invert_yaxis()
+    left.legend(fontsize=8)
+    return figure

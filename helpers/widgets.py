@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers import checks, plotting
+from helpers import business, checks, plotting
 from helpers.distillation import temperature_effect
 from helpers.quantization import round_to_grid
 
@@ -128,13 +129,23 @@ def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) ->
     The figure is one picture whose bytes are exchanged, so it does not flicker while the slider moves.
     """
     slider.layout.width = "28em"
-    picture = ipywidgets.Image(value=png(draw(slider.value)), format="png")
+    return figure_sliders({"value": slider}, lambda value: draw(value))
 
-    def redraw(change: dict) -> None:
-        picture.value = png(draw(change["new"]))
 
-    slider.observe(redraw, names="value")
-    return ipywidgets.VBox([slider, picture])
+def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[..., Figure]) -> ipywidgets.Widget:
+    """Put sliders above the one figure that ``draw`` makes of all their values, each handed over by its name (see ``figure_slider``)."""
+
+    def drawn() -> bytes:
+        return png(draw(**{name: slider.value for name, slider in sliders.items()}))
+
+    picture = ipywidgets.Image(value=drawn(), format="png")
+
+    def redraw(_change: dict) -> None:
+        picture.value = drawn()
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    return ipywidgets.VBox([*sliders.values(), picture])
 
 
 def png(figure: Figure) -> bytes:
@@ -143,3 +154,51 @@ def png(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
+
+
+COST_STEPS = {  # {assumption: (what stands beside its slider, where it can stand)}
+    "inferences_per_day": ("inferences a day", (*(digit * 10**power for power in range(3, 9) for digit in (1, 2, 5)), 10**9)),
+    "price_per_cpu_hour": ("price per CPU hour", (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)),
+    "price_per_gb": ("download price per GB", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
+    "engineer_days": ("engineer days", (0, 1, 2, 5, 10, 20, 40, 60, 100)),
+}
+
+
+def cost_figure(
+    before: business.Network, after: business.Network, assumptions: business.Assumptions, years: float = 3, **chosen: float
+) -> Figure:
+    """Draw what a service costs with one network and with another, and whether the change pays.
+
+    Args:
+        before: what runs now.
+        after: what would run.
+        assumptions: of the service.
+        years: to look ahead, above 0.
+        **chosen: assumptions to change, by name, such as inferences_per_day.
+
+    Raises:
+        TypeError: ``chosen`` names no assumption.
+        ValueError: a value is out of range.
+    """
+    here = replace(assumptions, **chosen)
+    costs = {network.name: business.cost_per_year(network, here) for network in (before, after)}
+    found = business.saving(before, after, here, years)
+    per_year = {name: {kind: cost for kind, cost in kinds.items() if kind != "total"} for name, kinds in costs.items()}
+    million = 1e6 / (here.inferences_per_day * business.DAYS_PER_YEAR) if here.inferences_per_day else 0.0
+    each = " and ".join(f"{kinds['total'] * million:,.2f} ({name})" for name, kinds in costs.items())
+    verdict = f"pays after {found['payback_days']:,.0f} days" if found["net"] > 0 else f"does not pay within {years:g} year(s)"
+    title = f"A million inferences cost {each}.\nCompressing costs {found['investment']:,.0f} and {verdict}: {found['net']:+,.0f}."
+    return plotting.cost_of_an_inference(per_year, {before.name: 0.0, after.name: found["investment"]}, years, title)
+
+
+def cost_sliders(
+    before: business.Network, after: business.Network, assumptions: business.Assumptions, years: float = 3
+) -> ipywidgets.Widget:
+    """Return the sliders "cost of an inference" of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
+    sliders = {}
+    for name, (label, steps) in COST_STEPS.items():
+        start = getattr(assumptions, name)
+        options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
+        layout, style = ipywidgets.Layout(width="34em"), {"description_width": "12em"}
+        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, description=label, layout=layout, style=style)
+    return figure_sliders(sliders, lambda **chosen: cost_figure(before, after, assumptions, years, **chosen))

@@ -21,7 +21,13 @@ pytestmark = pytest.mark.browser
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SHOTS = HOME / "build" / "screenshots"
-SLIDERS = {"01_distillation": "temperature", "02_pruning": "sparsity", "03_low_rank": "energy"}
+SLIDERS = {
+    "01_distillation": "temperature",
+    "02_pruning": "sparsity",
+    "03_low_rank": "energy",
+    "04_combined": "bits",
+    "06_case_studies": "inferences a day",
+}
 
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => cell.model.type === 'code' ?
     cell.model.outputs.toJSON().filter(output => output.output_type === 'error').map(output => output.evalue) : [])"""

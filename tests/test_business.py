@@ -3,15 +3,16 @@
 import math
 from dataclasses import fields, replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import business
-from helpers.business import Assumptions, Network
+from helpers.business import Assumptions, Network, UseCase
 
-BEFORE = Network("large", latency_ms=36.0, file_mb=80.0, accuracy=0.93)
-AFTER = Network("small", latency_ms=3.6, file_mb=2.0, accuracy=0.92)
+BEFORE = Network("large", latency_ms=36.0, file_mb=80.0, accuracy=0.93, memory_mb=85.0)
+AFTER = Network("small", latency_ms=3.6, file_mb=2.0, accuracy=0.92, memory_mb=4.0)
 # a million inferences of 36 ms are 10 busy hours; at half utilization 20 rented hours a day, 7,300 a year
 CASE = Assumptions(
     inferences_per_day=1_000_000, price_per_cpu_hour=0.1, utilization=0.5, downloads_per_year=1_000, price_per_gb=0.5, watts=100,
@@ -69,7 +70,7 @@ positive = st.floats(1e-6, 1e6)
 
 @given(positive, positive, positive, st.floats(0.01, 1))
 def test_costs_scale_as_they_should(latency, file, volume, utilization):
-    network, case = Network("a", latency, file, 0.9), Assumptions(inferences_per_day=volume, utilization=utilization)
+    network, case = Network("a", latency, file, 0.9, file), Assumptions(inferences_per_day=volume, utilization=utilization)
     cost = business.cost_per_year(network, case)
     assert cost["total"] == pytest.approx(sum(cost[key] for key in ("compute", "transfer", "electricity")))
     twice = business.cost_per_year(replace(network, latency_ms=2 * latency), case)
@@ -84,7 +85,9 @@ def test_bad_assumptions_are_named(field, bad):
         Assumptions(**{field: bad})
 
 
-@pytest.mark.parametrize(("field", "bad"), [("latency_ms", 0), ("file_mb", -1), ("accuracy", 1.1), ("accuracy", math.nan)])
+@pytest.mark.parametrize(
+    ("field", "bad"), [("latency_ms", 0), ("file_mb", -1), ("accuracy", 1.1), ("accuracy", math.nan), ("memory_mb", 0)]
+)
 def test_bad_networks_are_named(field, bad):
     with pytest.raises(ValueError, match=field):
         replace(BEFORE, **{field: bad})
@@ -97,3 +100,80 @@ def test_other_bad_arguments_are_named():
         business.saving(BEFORE, AFTER, CASE, years=0)
     with pytest.raises(ValueError, match="accuracy_lost"):
         business.worth_it(BEFORE, AFTER, CASE, accuracy_lost=2)
+
+
+RUNS = pd.DataFrame(
+    {
+        "point": ["a", "b", "a", "a"], "seed": [0, 0, 0, 1], "total": 1_000, "teacher_correct": 900, "correct": [1, 2, 890, 3],
+        "int8_correct": [1, 2, 880, 3], "teacher_latency_ms_1_threads": 10.0, "latency_ms_1_threads": [9, 8, 4.0, 7],
+        "int8_latency_ms_1_threads": [9, 8, 2.0, 7], "teacher_onnx_bytes": 80_000_000, "teacher_zip_bytes": 74_000_000,
+        "onnx_bytes": [1, 2, 8_000_000, 3], "zip_bytes": [1, 2, 5_000_000, 3], "int8_onnx_bytes": [1, 2, 2_000_000, 3],
+        "int8_zip_bytes": [1, 2, 1_500_000, 3],
+    }
+)  # fmt: skip
+
+
+def test_networks_come_from_the_last_row_of_seed_0():
+    assert business.networks(RUNS, "a") == {
+        "teacher": Network("teacher", 10, 74, 0.9, 80),
+        "compressed": Network("a", 4, 5, 0.89, 8),
+        "int8": Network("a int8", 2, 1.5, 0.88, 2),
+    }
+    with pytest.raises(ValueError, match="point must be one of 'a', 'b'; got 'c'"):
+        business.networks(RUNS, "c")
+    with pytest.raises(ValueError, match="point"):
+        business.measured(RUNS[RUNS["seed"] == 1], "a")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Assumptions) if field.name != "utilization"])
+def test_at_break_even_the_value_is_zero(name):
+    def net(one):
+        return business.saving(BEFORE, AFTER, one)["net"]
+
+    there = business.break_even(net, CASE, name)
+    if math.isfinite(there):
+        assert net(replace(CASE, **{name: there})) == pytest.approx(0, abs=1e-6)
+    else:  # the case pays at any value: every one of them only adds to the saving
+        assert name in ("downloads_per_year", "price_per_gb", "watts", "price_per_kwh")
+        assert net(replace(CASE, **{name: 0})) > 0
+
+
+def test_break_even_worked_by_hand():
+    def net(one):
+        return business.saving(BEFORE, AFTER, one)["net"]
+
+    # 32.4 ms less, at a half of utilization and 0.1 an hour: 657 a year for a million; electricity 82.125; transfer 39 fixed
+    volume = business.break_even(net, CASE, "inferences_per_day")
+    assert volume == pytest.approx(1e6 * (500 - 39) / (657 + 82.125))
+    assert business.break_even(net, CASE, "engineer_days") == pytest.approx(778.125 / 100)
+    assert business.break_even(lambda one: 7.0, CASE, "watts") == math.inf
+    with pytest.raises(ValueError, match="name must be one of"):
+        business.break_even(net, CASE, "utilization")
+
+
+USE = UseCase(
+    times_slower=3, watts=2, devices=1_000, inferences_per_device_per_day=50, updates_per_year=4, latency_ms=54, memory_mb=8,
+    update_mb=4, joules_per_day=5.4,
+)  # fmt: skip
+
+
+def test_a_device_s_needs_worked_by_hand():
+    # 36 ms take 108 ms there, at 2 W 0.216 J; fifty of them 10.8 J
+    expected = {"latency_ms": 108, "memory_mb": 85, "update_mb": 80, "joules_per_day": 10.8}
+    assert business.needs(BEFORE, USE) == pytest.approx(expected)
+    table = business.budgets({"large": BEFORE, "small": AFTER}, {"one": USE})
+    assert list(table.columns) == ["use", "budget", "network", "needed", "allowed", "share"]
+    assert table["share"].tolist() == pytest.approx([2, 85 / 8, 20, 2, 0.2, 0.5, 0.5, 0.2])
+    service = USE.service(price_per_gb=0.5)
+    assert (service.inferences_per_day, service.downloads_per_year, service.price_per_cpu_hour) == (50_000, 4_000, 0)
+    assert business.cost_per_year(BEFORE, service)["total"] == pytest.approx(160)  # 320 GB at 0.5
+    assert USE.service(price_per_cpu_hour=0.1).price_per_cpu_hour == 0.1
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(UseCase)])
+@pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "many"])
+def test_bad_use_cases_are_named(field, bad):
+    with pytest.raises((ValueError, TypeError), match=field):
+        replace(USE, **{field: bad})
+    with pytest.raises(ValueError, match="times_slower"):
+        business.on_device(BEFORE, 0)

@@ -7,7 +7,7 @@ import torch
 
 mpl.use("Agg")
 
-from helpers import models, plotting, profiling, widgets
+from helpers import business, models, plotting, profiling, widgets
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -169,3 +169,82 @@ def test_the_front_joins_what_nothing_smaller_beats():
     line, points = plotting.front(table, "mb", "accuracy", "name", "MB", "%").axes[0].lines
     assert list(line.get_xdata()) == [1, 2, 4]
     assert len(points.get_xdata()) == 4
+
+
+LARGE = business.Network("large", latency_ms=36.0, file_mb=80.0, accuracy=0.93, memory_mb=85.0)
+SMALL = business.Network("small", latency_ms=3.6, file_mb=2.0, accuracy=0.92, memory_mb=4.0)
+SERVICE = business.Assumptions(
+    inferences_per_day=1_000_000, price_per_cpu_hour=0.1, utilization=0.5, downloads_per_year=1_000, price_per_gb=0.5, engineer_days=5,
+    price_per_engineer_day=100,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "compute", "transfer", "spent"),
+    [
+        ("inferences_per_day", 1_000, 0.73, 40, 500 + 3 * 1.073),
+        ("inferences_per_day", 1_000_000, 730, 40, 500 + 3 * 74),
+        ("inferences_per_day", 10**9, 730_000, 40, 500 + 3 * 73_001),
+        ("price_per_cpu_hour", 0.01, 73, 40, 500 + 3 * 8.3),
+        ("price_per_cpu_hour", 1.0, 7_300, 40, 500 + 3 * 731),
+        ("price_per_gb", 0.0, 730, 0, 500 + 3 * 73),
+        ("price_per_gb", 0.5, 730, 40, 500 + 3 * 74),
+        ("engineer_days", 0, 730, 40, 3 * 74),
+        ("engineer_days", 100, 730, 40, 10_000 + 3 * 74),
+    ],
+)
+def test_cost_figure_at_its_lowest_default_and_highest(name, value, compute, transfer, spent):
+    assert value in (*widgets.COST_STEPS[name][1][:: len(widgets.COST_STEPS[name][1]) - 1], getattr(SERVICE, name))
+    left, right = widgets.cost_figure(LARGE, SMALL, SERVICE, **{name: value}).axes
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([compute, compute / 10, transfer, transfer / 40, 0, 0])
+    assert left.patches[2].get_x() == pytest.approx(compute)  # stacked behind
+    assert right.lines[0].get_ydata()[[0, -1]] == pytest.approx([0, 3 * (compute + transfer)])
+    assert right.lines[1].get_ydata()[[0, -1]] == pytest.approx([value * 100 if name == "engineer_days" else 500, spent])
+
+
+def test_cost_figure_says_whether_it_pays():
+    def title(**chosen):
+        return widgets.cost_figure(LARGE, SMALL, SERVICE, 1, **chosen).get_suptitle()
+
+    assert "A million inferences cost 2.11 (large) and 0.20 (small)." in title()  # 770 and 74 over 365 million
+    assert "costs 500 and pays after 262 days: +196." in title()
+    assert "costs 10,000 and does not pay within 1 year(s): -9,304." in title(engineer_days=100)
+    assert "cost 0.00 (large)" in title(inferences_per_day=0)
+    with pytest.raises(ValueError, match="price_per_gb"):
+        title(price_per_gb=-1)
+    with pytest.raises(TypeError, match="weather"):
+        title(weather=1)
+
+
+def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
+    box = widgets.cost_sliders(LARGE, SMALL, SERVICE)
+    *sliders, picture = box.children
+    assert [slider.description for slider in sliders] == [label for label, _ in widgets.COST_STEPS.values()]
+    assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 5]
+    start = bytes_of(picture)
+    for slider in sliders:
+        default = slider.value
+        slider.value = slider.options[0][1]
+        assert bytes_of(picture) != start
+        slider.value = default
+        assert bytes_of(picture) == start
+    sliders[0].value, sliders[3].value = 1_000, 0
+    assert bytes_of(picture) == widgets.png(widgets.cost_figure(LARGE, SMALL, SERVICE, inferences_per_day=1_000, engineer_days=0))
+
+
+def test_tornado_and_budgets_show_their_numbers():
+    ranges = {"price_per_gb": (0.25, 1.0), "inferences_per_day": (500_000, 2_000_000)}
+    table = business.tornado(lambda one: business.cost_per_year(LARGE, one)["total"], SERVICE, ranges)
+    axes = plotting.tornado({"a year": (table, 770.0)}, "dollars").axes[0]
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert ends == pytest.approx([405, 750, 1_500, 810])  # the low ends, then the high ones; the volume on top
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["inferences per day\n500,000 to 2,000,000", "price per GB\n0.25 to 1"]
+    table = pd.DataFrame(
+        [(use, budget, name, share) for use in "xy" for budget in ("memory_mb", "b") for name, share in (("large", 4.0), ("small", 0.5))],
+        columns=["use", "budget", "network", "share"],
+    )
+    axes = plotting.budget_shares(table).axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[4.0] * 4, [0.5] * 4, [1, 1]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["memory (MB)", "b"] * 2
+    assert [text.get_text() for text in axes.texts] == ["x", "y"]
