@@ -271,17 +271,19 @@ def combined(arguments: argparse.Namespace) -> None:
 
 def deployed(model: nn.Module, data: Data) -> dict:
     """Export ``model`` and the teacher to ONNX, quantize both, and measure the four in onnxruntime: bytes, accuracy, latency."""
-    folder, some = WORK / "deployed", data.train.take(slice(0, 500))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"": export.to_onnx(model, folder / "model.onnx", some)}
-    files["teacher_"] = export.to_onnx(models.load(TEACHER), folder / "teacher.onnx", some)
-    for who in ("", "teacher_"):
-        files[f"{who}int8_"] = export.quantize_onnx(files[who], folder / f"{who}int8.onnx", some)
     row = {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
     row |= {"macs": profiling.count_macs(model), "total": len(data.test)}
-    for who, path in files.items():
-        row[f"{who}onnx_bytes"], row[f"{who}zip_bytes"] = path.stat().st_size, export.zipped_bytes(path)
-        row[f"{who}correct"] = export.onnx_accuracy(path, data.test).correct
+    files = {}
+    for who, network in (("", model), ("teacher_", models.load(TEACHER))):
+        folder = WORK / "deployed" / (_digest() if who else "model")
+        if who and folder in _TEACHERS:  # its bytes and accuracy are measured once, its latency every time
+            paths, measured = _TEACHERS[folder]
+        else:
+            paths, measured = _written(network, folder, data)
+        if who:
+            _TEACHERS[folder] = paths, measured
+        files |= {f"{who}{kind}": path for kind, path in paths.items()}
+        row |= {f"{who}{key}": value for key, value in measured.items()}
     for threads in sorted({1, torch.get_num_threads()}):
         for who, path in files.items():
             measured = export.onnx_latency(path, threads=threads)
@@ -294,6 +296,22 @@ def deployed(model: nn.Module, data: Data) -> dict:
     return row
 
 
+_TEACHERS: dict[Path, tuple[dict[str, Path], dict[str, int]]] = {}
+
+
+def _written(network: nn.Module, folder: Path, data: Data) -> tuple[dict[str, Path], dict[str, int]]:
+    """Write a network as ONNX, in float32 and int8; return the files, and their bytes and correct answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    some = data.train.take(slice(0, 500))
+    files = {"": export.to_onnx(network, folder / "float.onnx", some)}
+    files["int8_"] = export.quantize_onnx(files[""], folder / "int8.onnx", some)
+    measured = {}
+    for kind, path in files.items():
+        measured[f"{kind}onnx_bytes"], measured[f"{kind}zip_bytes"] = path.stat().st_size, export.zipped_bytes(path)
+        measured[f"{kind}correct"] = export.onnx_accuracy(path, data.test).correct
+    return files, measured
+
+
 def shipped(arguments: argparse.Namespace) -> None:
     """Measure every file of data/checkpoints in onnxruntime, as it is and in int8; append to data/results/shipped.csv."""
     data = load_data(arguments.data)
@@ -301,6 +319,52 @@ def shipped(arguments: argparse.Namespace) -> None:
         row = {"file": path.stem, "data": data.name, "checksum": _digest(path)}
         if _writes() and not results.finished("shipped", row):
             results.append("shipped", row | deployed(models.load(path), data) | results.provenance(0))
+
+
+FORMATS = {  # how to write each: (suffix, function of model, path, pictures to compare on, pictures to calibrate with)
+    "ONNX": (".onnx", lambda model, path, some, few: export.to_onnx(model, path, some)),
+    "ONNX, int8": (".onnx", lambda model, path, some, few: export.quantize_onnx(export.to_onnx(model, path, some), path, few, some)),
+    "LiteRT": (".tflite", lambda model, path, some, few: export.to_litert(model, path, some)),
+    "LiteRT, int8": (".tflite", lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few)),
+    "ExecuTorch": (".pte", lambda model, path, some, few: export.to_executorch(model, path, some)),
+    "Core ML, float16": (".mlpackage", lambda model, path, some, few: export.to_coreml(model, path, some)),
+    "Core ML, int8": (".mlpackage", lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8")),
+    "TorchServe": (".mar", lambda model, path, some, few: export.to_torchserve(model, path, some)),
+}
+
+
+def formats(arguments: argparse.Namespace) -> None:
+    """Write the teacher and the combined network in every format, and run each in its own runtime; append to data/results/formats.csv."""
+    data = load_data(arguments.data)
+    some, few, folder = data.test.take(slice(0, 200)), data.train.take(slice(0, 200)), WORK / "formats"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (arguments.model, f"{arguments.model}_combined"):
+        path = TEACHER.with_name(f"{file}.safetensors")
+        if not _writes() or not path.exists():
+            continue
+        for name, (suffix, write) in FORMATS.items():
+            row = {"file": file, "data": data.name, "format": name, "checksum": _digest(path)}
+            if results.finished("formats", row):
+                continue
+            model = models.load(path)
+            target = write(model, folder / f"{file}{suffix}", some, few)
+            size = sum(each.stat().st_size for each in target.rglob("*")) if target.is_dir() else target.stat().st_size
+            row |= {"bytes": size, "zip_bytes": export.zipped_bytes(target), "pictures": len(some)}
+            if suffix in (".onnx", ".tflite", ".pte"):
+                row |= _as_run(target, predict(model, some), some)
+            results.append("formats", row | results.provenance(0))
+            print(f"{file}, {name}: {size / 1e6:.2f} MB")
+
+
+def _as_run(path: Path, expected: torch.Tensor, some: Split) -> dict:
+    """Measure a file in its own runtime: agreement with PyTorch, latency, memory."""
+    answers = export.logits(path, some)
+    row = {"same_class": int((answers.argmax(1) == expected.argmax(1)).sum())}
+    row |= {"largest_difference": round(float((answers - expected).abs().max()), 6)}
+    for threads in sorted({1, torch.get_num_threads()}):
+        measured = export.latency(path, threads=threads)
+        row |= {f"{key}_{threads}_threads": round(measured[key], 4) for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}
+    return row | {key: round(value, 1) for key, value in export.peak_memory(path).items()}
 
 
 def orders(arguments: argparse.Namespace) -> None:
@@ -431,13 +495,14 @@ COMMANDS = {
     "orders": orders,
     "peers": compare_peers,
     "shipped": shipped,
+    "formats": formats,
     "speed": speed.speed_all,
     "speed_loop": speed.speed,
     "speed_pruning": speed.speed_pruning,
     "speed_low_rank": speed.speed_low_rank,
 }
 ALL = [name for name in COMMANDS if not name.startswith("speed_")]  # what a bare ``python -m helpers.benchmark`` runs, in this order
-LATER = ("combined", "orders", "peers", "shipped")  # need what the others write, so they wait for them
+LATER = ("combined", "orders", "peers", "shipped", "formats")  # need what the others write, so they wait for them
 LISTS = {"pruning": ("only",), "channels": ("tolerances",), "low_rank": ("budgets", "macs")}  # a run per entry and seed
 SEEDED = ("distillation", "pruning", "channels", "low_rank", "combined")  # the others take the first seed alone
 
