@@ -258,7 +258,10 @@ def combined(arguments: argparse.Namespace) -> None:
         if results.finished("combined", row | {"seed": seed}):
             continue
         model = models.load(TEACHER.with_name(f"{arguments.start}.safetensors")) if arguments.start else _fewer_channels(tolerance)
-        callbacks = [pruning.GradualPruner(pruning.PolynomialSchedule(arguments.sparsity, end=0.7))] if arguments.sparsity else []
+        weights = pruning.prunable(model).values()
+        already = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        schedule = pruning.PolynomialSchedule(arguments.sparsity, min(already, arguments.sparsity), end=0.7)
+        callbacks = [pruning.GradualPruner(schedule)] if arguments.sparsity else []
         name = f"combined-{arguments.point}-{arguments.start or tolerance}-{arguments.sparsity:g}"
         _train_on(model, data, epochs, arguments.lr, seed, name, callbacks, _distilling())
         if not _writes():
