@@ -71,22 +71,33 @@ def append(name: str, *new: dict) -> Path:
     Raises:
         OSError: the folder cannot be written; the file stays as it was.
     """
+    path = _file(name)
+    for row in new:
+        checks.names("new", checks.instance("new", row, dict))
+    if not all(new) or not new:
+        raise ValueError(f"new must hold at least one row, and none that is empty, got {new!r}")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.csv"
     with FileLock(RESULTS / f".{name}.lock"):
-        rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) if path.exists() else []
         rows += [dict(row) for row in new]
         columns = list(dict.fromkeys(key for one in rows for key in one))
-        with checks.atomic_path(path) as part, part.open("w", newline="") as file:
+        with checks.atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     return path
 
 
+def _file(name: str) -> Path:
+    if not checks.instance("name", name, str).isidentifier():
+        raise ValueError(f"name must be letters, digits and underscores, got {name!r}")
+    return RESULTS / f"{name}.csv"
+
+
 def finished(name: str, row: dict) -> bool:
     """Whether data/results/``name``.csv already has a row with all of these values."""
-    path = RESULTS / f"{name}.csv"
+    path = _file(name)
+    checks.names("row", checks.instance("row", row, dict))
     if not path.exists():
         return False
     table = pd.read_csv(path)
@@ -102,7 +113,7 @@ def read(name: str) -> pd.DataFrame:
     Raises:
         FileNotFoundError: it is not there; the message says how it is made.
     """
-    path = RESULTS / f"{name}.csv"
+    path = _file(name)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: python -m helpers.benchmark {name} writes it")
     return pd.read_csv(path)
@@ -239,10 +250,13 @@ def _compressed(name: str, title: str, say: Callable[[pd.Series], str]) -> list[
 
 def write_readme(path: Path = HOME / "README.md") -> None:
     """Put ``markdown()`` between the README's two results marks."""
-    before, rest = path.read_text().split(MARKS[0])
+    page = checks.path("path", path).read_text("utf-8")
+    if page.count(MARKS[0]) != 1 or MARKS[1] not in page.partition(MARKS[0])[2]:
+        raise ValueError(f"path must be a page with the two results marks, got {str(path)!r}")
+    before, rest = page.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     with checks.atomic_path(path) as part:
-        part.write_text(f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{after}")
+        part.write_text(f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{after}", "utf-8")
 
 
 def _commit() -> str:

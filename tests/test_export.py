@@ -81,4 +81,4 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
     with pytest.raises(ValueError, match="pictures must hold"):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.take(slice(0, 0)))
     with pytest.raises(TypeError, match="pictures must be Split"):
-        export.to_onnx(networks["built"], tmp_path / "model.onnx", None)
+        export.to_onnx(networks["built"], tmp_path / "model.onnx", some.images)

@@ -1,0 +1,145 @@
+"""On a phone: the commands that time an exported file on Android, and what their output says.
+
+LiteRT's benchmark_model (https://ai.google.dev/edge/litert/models/measurement) and ExecuTorch's executor_runner
+(https://github.com/pytorch/executorch, devtools/scripts/benchmark_android.sh) are programs built for Android, pushed to the phone
+with adb and run there. The commands and the forms of the output were taken from the tools' documentation and published logs;
+nothing here was run on a phone by us.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+from helpers import checks
+
+FOLDER = "/data/local/tmp"  # the one folder on an Android phone that adb may write to and run programs from
+
+
+def phone_commands(
+    path: str | os.PathLike, runner: str | os.PathLike, *, threads: int = 1, repeats: int = 50, device: str | None = None
+) -> list[list[str]]:
+    """Return the adb commands that push a file and its runner to a phone and time it there, in order.
+
+    Args:
+        path: the network, ending in .tflite or .pte.
+        runner: the program, built for the phone: benchmark_model for .tflite, executor_runner for .pte.
+        threads: of the runner.
+        repeats: timed runs.
+        device: the phone's serial number, where several are connected (``adb devices`` lists them).
+
+    Returns:
+        Commands as lists of arguments. The last one prints what ``parse_benchmark_model`` or ``parse_executor_runner`` reads.
+
+    Raises:
+        ValueError: another suffix, or a number out of range.
+    """
+    path, runner = checks.path("path", path), checks.path("runner", runner)
+    if path.suffix not in (".tflite", ".pte"):
+        raise ValueError(f"path must end in .tflite or .pte, got {str(path)!r}")
+    checks.integer("threads", threads, 1)
+    checks.integer("repeats", repeats, 1)
+    adb = ["adb", *(["-s", device] if device else [])]
+    program, network = f"{FOLDER}/{runner.name}", f"{FOLDER}/{path.name}"
+    commands = [[*adb, "push", os.fspath(runner), program], [*adb, "push", os.fspath(path), network]]
+    program, network = shlex.quote(program), shlex.quote(network)  # adb shell hands its words to a shell on the phone
+    commands.append([*adb, "shell", "chmod", "+x", program])
+    if path.suffix == ".tflite":
+        return [*commands, [*adb, "shell", program, f"--graph={network}", f"--num_threads={threads}", f"--num_runs={repeats}"]]
+    run = [program, f"--model_path={network}", f"--cpu_threads={threads}", f"--num_executions={repeats}", "--print_output=none"]
+    return [*commands, [*adb, "logcat", "-c"], [*adb, "shell", *run], [*adb, "logcat", "-d", "-s", "ExecuTorch:I"]]
+
+
+def run_on_phone(
+    path: str | os.PathLike, runner: str | os.PathLike, *, threads: int = 1, repeats: int = 50, device: str | None = None
+) -> dict[str, float]:
+    """Time a file on the connected phone; see ``phone_commands`` for the arguments. Not run on a phone by us.
+
+    Returns:
+        What ``parse_benchmark_model`` (.tflite) or ``parse_executor_runner`` (.pte) reads.
+
+    Raises:
+        RuntimeError: adb is not installed, or a command failed; the message says which, and what it printed.
+        FileNotFoundError: ``path`` or ``runner`` does not exist.
+        ValueError: the output is not of the documented form.
+    """
+    commands = phone_commands(path, runner, threads=threads, repeats=repeats, device=device)
+    for name, file in (("path", path), ("runner", runner)):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{name} must be a file, got {str(file)!r}")
+    if shutil.which("adb") is None:
+        raise RuntimeError(
+            "adb is not installed. Way out: install Android's platform tools (apt install adb), or type the commands elsewhere"
+        )
+    printed = ""
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        printed = done.stdout + done.stderr
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}): {printed.strip()[-500:]}")
+    return parse_benchmark_model(printed) if Path(path).suffix == ".tflite" else parse_executor_runner(printed)
+
+
+def parse_benchmark_model(printed: str) -> dict[str, float]:
+    """Read what LiteRT's benchmark_model prints. Parsed from documented output, not from a phone of ours.
+
+    Args:
+        printed: with the line "Inference timings in us: Init: ..., First inference: ..., Warmup (avg): ..., Inference (avg): ...".
+
+    Returns:
+        init_ms, first_ms, warmup_ms, latency_ms (the mean of the timed runs); where printed also repeats, latency_low_ms and
+        latency_high_ms (the fastest and the slowest run), median_ms, and memory_mb (added since the tool began, approximately; MB
+        as the tool counts them).
+
+    Raises:
+        ValueError: there is no such line.
+    """
+    number = r"([\d.]+(?:e[+-]?\d+)?)"
+    line = rf"Inference timings in us: Init: {number}, First inference: {number}, Warmup \(avg\): {number}, Inference \(avg\): {number}"
+    found = re.search(line, printed)
+    if found is None:
+        raise ValueError(f"printed must hold benchmark_model's line 'Inference timings in us: ...', got {printed.strip()[-200:]!r}")
+    result = {
+        name: float(value) / 1e3 for name, value in zip(("init_ms", "first_ms", "warmup_ms", "latency_ms"), found.groups(), strict=True)
+    }
+    runs = re.findall(r"count=.*", printed[: found.start()])  # the warm-up's line, then the timed runs'
+    facts = dict(re.findall(rf"(\w+)={number}", runs[-1])) if runs else {}
+    names = {"min": "latency_low_ms", "max": "latency_high_ms", "median": "median_ms"}
+    result |= {"repeats": int(facts["count"])} if facts else {}
+    result |= {names[key]: float(value) / 1e3 for key, value in facts.items() if key in names}
+    memory = re.search(rf"[Mm]emory footprint[^:]*\(MB\): init={number} overall={number}", printed)
+    return result | ({"memory_mb": float(memory.group(2))} if memory else {})
+
+
+def parse_executor_runner(printed: str) -> dict[str, float]:
+    """Read what ExecuTorch's executor_runner logs. Parsed from documented output, not from a phone of ours.
+
+    Args:
+        printed: the log (on Android: logcat's), with the line "Model executed successfully N time(s) in ... ms." and, in newer
+            versions, a line "Iteration i of N: ... ms" for each run.
+
+    Returns:
+        repeats, and latency_ms: the median of the runs after the first where each is logged, else the mean of all; first_ms,
+        latency_low_ms and latency_high_ms (the fastest and the slowest after the first) and load_ms where they are logged.
+
+    Raises:
+        ValueError: there is no such line.
+    """
+    number = r"([\d.]+)"
+    found = re.search(rf"Model executed successfully (\d+) time\(s\) in {number} ms", printed)
+    if found is None:
+        raise ValueError(f"printed must hold executor_runner's line 'Model executed successfully ...', got {printed.strip()[-200:]!r}")
+    repeats, total = int(found.group(1)), float(found.group(2))
+    times = [float(time) for time in re.findall(rf"Iteration \d+ of \d+: {number} ms", printed)]
+    load = re.search(rf"Model loaded in {number} ms", printed)
+    result = {"repeats": repeats, "latency_ms": total / repeats} | ({"load_ms": float(load.group(1))} if load else {})
+    if times:
+        later = times[1:] or times
+        result |= {"first_ms": times[0], "latency_ms": statistics.median(later)}
+        result |= {"latency_low_ms": min(later), "latency_high_ms": max(later)}
+    return result
