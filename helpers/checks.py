@@ -6,14 +6,20 @@ A file is either there and complete, or not there.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
 
 import psutil
+import torch
+from torch import Tensor
+
+LARGEST = 2**53  # of integers: beyond it a float cannot count
 
 
 def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
@@ -32,11 +38,24 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     """
     allowed = f"a number in {'(' if open_low or low == -math.inf else '['}{low:g}, {high:g}{')' if high == math.inf else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}")
-    value = float(value)
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    return value
+        raise TypeError(f"{name} must be {allowed}, got {_shown(value)} of type {type(value).__name__}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found) or found > high or found < low or (open_low and found == low):
+        raise ValueError(f"{name} must be {allowed}, got {_shown(value)}")
+    return found
+
+
+def numbers(name: str, values: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> list[float]:
+    """Return ``values`` as a list of floats if it is a collection of finite real numbers in [low, high].
+
+    Raises:
+        TypeError: ``values`` is not a collection, or one of them is not a real number.
+        ValueError: one of them is NaN, infinite or out of range.
+    """
+    return [number(name, value, low, high, open_low=open_low) for value in collection(name, values, "numbers")]
 
 
 def integer(name: str, value: object, low: int, high: float = math.inf) -> int:
@@ -48,9 +67,9 @@ def integer(name: str, value: object, low: int, high: float = math.inf) -> int:
     """
     allowed = f"an integer of at least {low}" if high == math.inf else f"an integer from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise TypeError(f"{name} must be {allowed}, got {_shown(value)} of type {type(value).__name__}")
+    if not low <= value <= min(high, LARGEST):
+        raise ValueError(f"{name} must be {allowed}, got {_shown(value)}")
     return int(value)
 
 
@@ -62,7 +81,47 @@ def choice(name: str, value: object, allowed: Iterable[str]) -> str:
     """
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {_shown(value)}")
+    return value
+
+
+def names(name: str, values: object) -> tuple[str, ...]:
+    """Return ``values`` as a tuple if it is a collection of strings.
+
+    Raises:
+        TypeError: it is not, or it is itself a string.
+    """
+    values = tuple(collection(name, values, "names"))
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a collection of names, got {_shown(value)} in it")
+    return values
+
+
+def shape(name: str, value: object) -> tuple[int, ...]:
+    """Return ``value`` as a tuple if it is the shape of a tensor of at most 2^31 numbers.
+
+    Raises:
+        TypeError: it is not a collection of integers.
+        ValueError: it is empty, a size is below 1, or the tensor would not fit in memory.
+    """
+    sizes = tuple(integer(name, size, 1) for size in collection(name, value, "sizes"))
+    if not sizes or math.prod(sizes) > 2**31:
+        raise ValueError(f"{name} must be the sizes of a tensor of 1 to 2^31 numbers, got {_shown(sizes)}")
+    return sizes
+
+
+def tensor(name: str, value: object) -> Tensor:
+    """Return ``value`` if it is a tensor of at least one number, all of them real and finite.
+
+    Raises:
+        TypeError: it is not a tensor of real numbers.
+        ValueError: it is empty, or a number is NaN or infinite.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise TypeError(f"{name} must be a Tensor of real numbers, got {_shown(value)}")
+    if not value.numel() or not torch.isfinite(value).all():
+        raise ValueError(f"{name} must hold finite numbers, at least one, got shape {tuple(value.shape)} with NaN, infinity or nothing")
     return value
 
 
@@ -74,9 +133,45 @@ def instance(name: str, value: object, kind: type | tuple[type, ...]) -> object:
     """
     if not isinstance(value, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        shown = f" ({value!r})" if isinstance(value, (str, int, float)) and len(str(value)) < 80 else ""
+        shown = f" ({_shown(value)})" if isinstance(value, (str, int, float)) else ""
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}{shown}")
     return value
+
+
+def path(name: str, value: object, suffix: str = "") -> Path:
+    """Return ``value`` as a Path if it can be one, ending in ``suffix``.
+
+    Raises:
+        TypeError: it is neither a string nor a path.
+        ValueError: it is empty, holds a NUL, or ends otherwise.
+    """
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name} must be a path, got {_shown(value)} of type {type(value).__name__}")
+    text = os.fspath(value)
+    if not text or "\0" in text or Path(text).suffix != (suffix or Path(text).suffix):
+        raise ValueError(f"{name} must {f'end in {suffix}' if suffix else 'be a path'}, got {_shown(text)}")
+    return Path(text)
+
+
+def collection(name: str, value: object, of: str) -> list:
+    """Return the items of ``value``, which is not a string.
+
+    Raises:
+        TypeError: it is a string, or cannot be iterated over; the message says what it must be a collection ``of``.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (isinstance(value, Tensor) and not value.ndim):
+        what = "the string " if isinstance(value, str) else ""
+        raise TypeError(f"{name} must be a collection of {of}, got {what}{_shown(value)}")
+    return value.tolist() if isinstance(value, Tensor) else list(value)
+
+
+def _shown(value: object) -> str:
+    """What an error message shows of a value, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, or an object that cannot say what it is
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @contextmanager
@@ -87,20 +182,46 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     old file or the new one, never half of one.
 
     Raises:
-        OSError: the folder cannot be created or written; the message names it.
+        OSError: the folder cannot be created or written, or the disk is full; the message names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.part"):  # by a process that was killed while it wrote
-        writer = left.name.split(".")[-2]
-        if writer.isdigit() and not psutil.pid_exists(int(writer)):
-            left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.touch()
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with _named(path, part):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by a process that was killed while it wrote
+                writer = left.name.split(".")[-2]
+                if writer.isdigit() and not psutil.pid_exists(int(writer)):
+                    left.unlink(missing_ok=True)
+            part.touch()
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def writable(path: Path) -> None:
+    """Raise now what ``atomic_path`` would raise later, after hours of training: make the folder, and a file in it.
+
+    Raises:
+        OSError: the folder cannot be created or written; the message names ``path``.
+    """
+    with _named(path, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextmanager
+def _named(path: Path, part: Path) -> Iterator[None]:
+    """Have an OSError of writing ``path`` name it; one about another file passes as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) not in (part, *path.parents) and part not in Path(error.filename).parents:
+            raise
+        reason = error.strerror or str(error)
+        text = f"{path} could not be written ({reason}); what was there before is still there"
+        raise (OSError(error.errno, text) if error.errno else OSError(text)) from error

@@ -55,6 +55,16 @@ class Split:
     std: tuple[float, float, float]
     mirror: bool = True
 
+    def __post_init__(self) -> None:
+        images, labels = checks.instance("images", self.images, Tensor), checks.instance("labels", self.labels, Tensor)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8, N x 3 x H x W, got {images.dtype}, {tuple(images.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (len(labels) and labels.min() < 0):
+            got = f"{labels.dtype}, {tuple(labels.shape)}"
+            raise ValueError(f"labels must be int64, 0 or more, one for each of {len(images)} images, got {got}")
+        if len(checks.numbers("mean", self.mean)) != 3 or len(checks.numbers("std", self.std, 0, open_low=True)) != 3:
+            raise ValueError(f"mean and std must be three numbers each, one per channel, got {self.mean} and {self.std}")
+
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.labels)
@@ -90,6 +100,14 @@ class Data:
     validation: Split = field(repr=False)
     test: Split = field(repr=False)
 
+    def __post_init__(self) -> None:
+        checks.instance("name", self.name, str)
+        checks.names("classes", self.classes)
+        for part in ("train", "validation", "test"):
+            labels = checks.instance(part, getattr(self, part), Split).labels
+            if len(labels) == 0 or labels.max() >= len(self.classes):
+                raise ValueError(f"{part} must hold pictures, of the {len(self.classes)} classes, got {len(labels)} pictures")
+
     def __str__(self) -> str:
         """Return one line: the name and the size of each split."""
         return (
@@ -118,8 +136,8 @@ def load_data(name: str = "auto", root: str | os.PathLike | None = None, train_l
         DataError: CIFAR-10's files are damaged, or absent and out of reach.
     """
     checks.choice("name", name, ("auto", "cifar10", "digits"))
-    checks.integer("seed", seed, 0)
-    root = Path(root) if root is not None else cifar10_root()
+    checks.integer("seed", seed, 0, 2**32 - 1)
+    root = checks.path("root", root) if root is not None else cifar10_root()
     if name == "auto":
         name = _choose(root)
     data = _digits() if name == "digits" else _cifar10(root)
@@ -145,6 +163,9 @@ def normalize(images: Tensor, source: Split | Data) -> Tensor:
     Returns:
         float32, N x 3 x H x W, channels last.
     """
+    checks.instance("source", source, (Split, Data))
+    if checks.instance("images", images, Tensor).ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be N x 3 x H x W, got {tuple(images.shape)}")
     mean = torch.tensor(source.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(source.std, device=images.device).view(1, 3, 1, 1)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -165,6 +186,9 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int = 4, mirro
     Returns:
         A new tensor of the same shape and type.
     """
+    if checks.instance("images", images, Tensor).ndim != 4:
+        raise ValueError(f"images must be N x C x H x W, got {tuple(images.shape)}")
+    checks.instance("generator", generator, torch.Generator)
     count, channels, height, width = images.shape
     checks.integer("shift", shift, 0, min(height, width) - 1)
     device = images.device
@@ -205,6 +229,11 @@ def batches(
     Yields:
         images: float32, normalised, B x 3 x 32 x 32, channels last. labels: int64, B.
     """
+    checks.instance("split", split, Split)
+    checks.integer("batch_size", batch_size, 1)
+    checks.integer("rank", rank, 0, checks.integer("world", world, 1) - 1)
+    if generator is not None or augmented:
+        checks.instance("generator", generator, torch.Generator)
     device = split.labels.device
     if generator is None:
         order, total = torch.arange(len(split), device=device), len(split)

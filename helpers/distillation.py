@@ -8,22 +8,27 @@ from torch import Tensor, nn
 
 from helpers import checks
 
+TEMPERATURES = (1e-3, 1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
+
 
 def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return softmax(logits / temperature): the soft targets of Hinton 2015, eq. 1.
 
     Args:
         logits: any shape, classes last.
-        temperature: above 0; 1 is the ordinary softmax, larger is flatter.
+        temperature: from 0.001 to 10^6; 1 is the ordinary softmax, larger is flatter.
 
     Returns:
         Probabilities of the same shape, float32 or better.
 
     Raises:
-        ValueError: ``temperature`` is not a finite number above 0.
+        ValueError: ``temperature`` is out of range, or a logit is not finite.
     """
-    temperature = checks.number("temperature", temperature, 0, open_low=True)
-    return F.softmax(_at_least_float32(logits) / temperature, dim=-1)
+    temperature = checks.number("temperature", temperature, *TEMPERATURES)
+    if not checks.tensor("logits", logits).ndim:
+        raise ValueError("logits must have their classes last, got a single number")
+    logits = _at_least_float32(logits)
+    return F.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)  # shifted, so that a tiny temperature cannot overflow
 
 
 def distillation_loss(
@@ -38,7 +43,7 @@ def distillation_loss(
         student_logits: B x C.
         teacher_logits: B x C; no gradient flows into them.
         labels: int64, B.
-        temperature: above 0.
+        temperature: from 0.001 to 10^6.
         alpha: weight of the soft term, in [0, 1]; 0 is ordinary training.
 
     Returns:
@@ -47,15 +52,20 @@ def distillation_loss(
     Raises:
         ValueError: the shapes do not match, or an argument is out of range.
     """
-    temperature = checks.number("temperature", temperature, 0, open_low=True)
+    temperature = checks.number("temperature", temperature, *TEMPERATURES)
     alpha = checks.number("alpha", alpha, 0, 1)
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+    for name, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits), ("labels", labels)):
+        checks.instance(name, value, Tensor)
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or not student_logits.numel():
         raise ValueError(
             "student_logits and teacher_logits must both be batch x classes with the same number of classes, "
             f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
-    if labels.shape != student_logits.shape[:1]:
-        raise ValueError(f"labels must be one class index for each of {len(student_logits)} pictures, got shape {tuple(labels.shape)}")
+    batch, classes = student_logits.shape
+    if labels.dtype != torch.int64 or labels.shape != (batch,):
+        raise ValueError(f"labels must be one class index for each of {batch} pictures, got {labels.dtype}, {tuple(labels.shape)}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
     # In float64: at a high temperature KL is a small difference of nearly equal numbers, which T^2 then magnifies.
     precise = torch.float32 if student_logits.device.type == "mps" else torch.float64
     student, teacher = student_logits.to(precise), teacher_logits.detach().to(precise)
@@ -77,7 +87,7 @@ class DistillationLoss(nn.Module):
 
     Args:
         teacher: maps images to logits over the student's classes. Its parameters are frozen in place.
-        temperature: T, above 0.
+        temperature: T, from 0.001 to 10^6.
         alpha: weight of the soft term, in [0, 1].
 
     Raises:
@@ -87,7 +97,7 @@ class DistillationLoss(nn.Module):
 
     def __init__(self, teacher: nn.Module, temperature: float = 4.0, alpha: float = 0.9) -> None:
         super().__init__()
-        self.temperature = checks.number("temperature", temperature, 0, open_low=True)
+        self.temperature = checks.number("temperature", temperature, *TEMPERATURES)
         self.alpha = checks.number("alpha", alpha, 0, 1)
         self.teacher = checks.instance("teacher", teacher, nn.Module).eval().requires_grad_(False)
 
@@ -113,7 +123,7 @@ def temperature_effect(logits: Tensor, temperature: float) -> dict[str, float | 
 
     Args:
         logits: C, of one picture.
-        temperature: above 0.
+        temperature: from 0.001 to 10^6.
 
     Returns:
         probabilities: C. entropy: in bits, from 0 to log2(C). gradient_scale: the share of the soft term's gradient
@@ -121,9 +131,9 @@ def temperature_effect(logits: Tensor, temperature: float) -> dict[str, float | 
         relative to T = 1, without the factor T^2. scaled_gradient: the same with the factor T^2.
 
     Raises:
-        ValueError: ``logits`` is not a vector of at least two, or ``temperature`` is not above 0.
+        ValueError: ``logits`` is not a vector of at least two, or ``temperature`` is out of range.
     """
-    if logits.ndim != 1 or len(logits) < 2:
+    if checks.tensor("logits", logits).ndim != 1 or len(logits) < 2:
         raise ValueError(f"logits must be a vector of at least two, got shape {tuple(logits.shape)}")
     probabilities = soften(logits, temperature)
     uniform = 1 / len(logits)

@@ -62,6 +62,8 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 500, precision:
     with evaluating(model), autocast(device, precision):
         for images, _ in batches(split.to(device), batch_size):
             logits.append(model(images).float().cpu())
+            if logits[-1].ndim != 2 or len(logits[-1]) != len(images):
+                raise ValueError(f"model must map pictures to logits, {len(images)} x classes, got {tuple(logits[-1].shape)}")
     return torch.cat(logits)
 
 
@@ -84,6 +86,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 500, precision
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients for the block; afterwards every module has the mode it had."""
+    checks.instance("model", model, nn.Module)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -97,10 +100,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @functools.cache
 def has_bf16(device_type: str = "cpu") -> bool:
     """Whether processors of this type ("cpu", "cuda") compute in bfloat16 here, at more than emulated speed."""
+    checks.instance("device_type", device_type, str)
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
-    text = flags.read_text() if device_type == "cpu" and flags.exists() else ""
+    text = flags.read_text("utf-8") if device_type == "cpu" and flags.exists() else ""
     return any(flag in text for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
@@ -111,5 +115,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         ValueError: another precision.
     """
     checks.choice("precision", precision, ("auto", "bf16", "fp32"))
+    checks.instance("device", device, torch.device)
     enabled = precision == "bf16" or (precision == "auto" and has_bf16(device.type))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

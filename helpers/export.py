@@ -345,7 +345,7 @@ def onnx_profile(path: str | os.PathLike, *, threads: int | None = 1, batch_size
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         for _ in range(1 + repeats):
             session.run(None, {session.get_inputs()[0].name: images})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
     nodes = [event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= runs[1]]
     rows = pd.DataFrame({"operator": [node["args"]["op_name"] for node in nodes], "microseconds": [node["dur"] for node in nodes]})
@@ -396,5 +396,5 @@ def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object
 def _has_vnni() -> bool:
     """Whether the processor multiplies int8 without saturating (x86 without VNNI does not; others do)."""
     info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
+    flags = info.read_text("utf-8") if info.exists() else ""
     return "avx" not in flags or "vnni" in flags

@@ -41,6 +41,8 @@ def matricize(module: nn.Module, scheme: str = "channel") -> Tensor:
     checks.instance("module", module, (nn.Conv2d, nn.Linear))
     checks.choice("scheme", scheme, SCHEMES)
     weight = module.weight.detach()
+    if not weight.isfinite().all():
+        raise ValueError("module must have finite weights, but one is NaN or infinite")
     if isinstance(module, nn.Linear):
         return weight[None]
     groups, (outputs, inputs, height, width) = module.groups, weight.shape
@@ -72,9 +74,11 @@ def energy(singular_values: Tensor) -> Tensor:
     Raises:
         ValueError: not a vector of at least one finite, non-negative number.
     """
-    values = torch.as_tensor(singular_values, dtype=torch.float64)
-    if values.ndim != 1 or not len(values) or not values.isfinite().all() or (values < 0).any():
-        raise ValueError(f"singular_values must be a vector of finite, non-negative numbers, got shape {tuple(values.shape)}")
+    if not isinstance(singular_values, Tensor):
+        singular_values = torch.tensor(checks.numbers("singular_values", singular_values), dtype=torch.float64)
+    values = checks.tensor("singular_values", singular_values).to(torch.float64)
+    if values.ndim != 1 or (values < 0).any() or (values > 1e150).any():  # whose squares would overflow
+        raise ValueError(f"singular_values must be a vector of numbers in [0, 1e150], got shape {tuple(values.shape)}")
     kept = values.square().cumsum(0)
     return kept / kept[-1] if kept[-1] > 0 else torch.ones_like(kept)
 
@@ -94,9 +98,8 @@ def rank_for_energy(singular_values: Tensor, threshold: float) -> int:
 
 def factorized_size(module: nn.Module, rank: int, scheme: str = "channel") -> int:
     """Return the number of weights of both parts at ``rank`` (per group), biases left out."""
-    _, rows, columns = matricize(module, scheme).shape
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    return groups * rank * (rows + columns)
+    groups, rows, columns = matricize(module, scheme).shape
+    return groups * checks.integer("rank", rank, 1) * (rows + columns)
 
 
 def break_even_rank(module: nn.Module, scheme: str = "channel") -> int:
@@ -139,7 +142,14 @@ def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tenso
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         root = s.sqrt()[:, None]
         return Factors(u * root, v.mT * root, s.square().sum(0).sqrt())
-    mean, covariance = responses
+    try:
+        mean, covariance = (checks.tensor("responses", part) for part in responses)
+    except TypeError as error:
+        raise TypeError(f"responses must be a mean and a covariance, two tensors ({error})") from error
+    groups, rows, _ = matrix.shape
+    if scheme != "channel" or mean.shape != (groups, rows) or covariance.shape != (groups, rows, rows):
+        wanted = f"{(groups, rows)} and {(groups, rows, rows)}, scheme channel"
+        raise ValueError(f"responses must have the shapes {wanted}; got {tuple(mean.shape)} and {tuple(covariance.shape)}, scheme {scheme}")
     variances, directions = torch.linalg.eigh(covariance.to("cpu", torch.float64))
     rank = min(matrix.shape[1:])
     directions = directions.flip(2)[:, :, :rank]
@@ -237,6 +247,9 @@ def _options(
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     layers = factorizable(model, skip)
+    for name, layer in layers.items():
+        if not layer.weight.isfinite().all():
+            raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
     positions = _positions(model, layers, input_shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     return {
@@ -262,7 +275,7 @@ def _choose(
         worthwhile = {name: option.saves(rank) for name, (option, rank) in chosen.items()}
     else:
         counts = ("parameters", "macs") if count == "both" else (count,)
-        shares = budget if isinstance(budget, tuple) else (budget,) * len(counts)
+        shares = tuple(budget) if isinstance(budget, (tuple, list)) else (budget,) * len(counts)
         if len(shares) != len(counts):
             raise ValueError(f'budget must be one number, or a pair with count "both"; got {budget!r} with count {count!r}')
         plans = [
@@ -416,8 +429,8 @@ def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequ
     hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
     try:
         with evaluating(model):
-            model(torch.zeros(tuple(input_shape)).to(next(model.parameters())))
-    except RuntimeError as error:
+            model(torch.zeros(checks.shape("input_shape", input_shape)).to(next(model.parameters())))
+    except (RuntimeError, IndexError) as error:
         raise ValueError(f"input_shape must suit the model, or be None; got {tuple(input_shape)} ({error})") from error
     finally:
         for hook in hooks:
@@ -431,14 +444,13 @@ def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Mod
     Raises:
         ValueError: a name in ``skip`` is not such a layer.
     """
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a collection of layer names, got the string {skip!r}")
+    checks.instance("model", model, nn.Module)
+    skip = set(checks.names("skip", skip))
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
     owners: dict[int, str] = {}
     for name, layer in layers.items():
         if owners.setdefault(id(layer.weight), name) != name and name not in skip:
             raise ValueError(f"skip must name {name}, which shares its weights with {owners[id(layer.weight)]}")
-    skip = set(skip)
     for name in skip:
         checks.choice("skip", name, layers)
     return {name: layer for name, layer in layers.items() if name not in skip}
@@ -546,6 +558,7 @@ def factorize(
     checks.number("energy", energy, 0, 1, open_low=True)
     if ranks is not None and budget is not None:
         raise ValueError(f"budget must be None where ranks are given, got {budget!r}")
+    checks.choice("count", count, ("parameters", "macs", "both"))
     if ranks is not None:
         return _by_hand(model, ranks, skip, scheme, pictures)
     options = _options(model, scheme, skip, round_to, pictures, None if count == "parameters" else input_shape)
@@ -573,7 +586,7 @@ def _apply(model: nn.Module, plan: pd.DataFrame, options: dict[str, list[_Option
 def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], scheme: str, pictures: Split | None) -> nn.Module:
     checks.choice("scheme", scheme, (*SCHEMES, "auto"))
     layers = factorizable(model, skip)
-    checks.instance("ranks", ranks, Mapping)
+    checks.names("ranks", checks.instance("ranks", ranks, Mapping))
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     for name in ranks:
@@ -621,9 +634,10 @@ def sweep(
         A row per energy and budget: energy or budget, parameters and macs (of the whole network), correct, total, accuracy, and ranks
         ({layer: rank, 0 where the layer stays whole}).
     """
+    checks.instance("split", split, Split)
     options = _options(model, scheme, skip, 1, pictures, (1, *split.images.shape[1:]))
-    asked = [("energy", checks.number("energies", energy, 0, 1, open_low=True)) for energy in energies]
-    asked += [("budget", checks.number("budgets", budget, 0, 1, open_low=True)) for budget in budgets]
+    asked = [("energy", energy) for energy in checks.numbers("energies", energies, 0, 1, open_low=True)]
+    asked += [("budget", budget) for budget in checks.numbers("budgets", budgets, 0, 1, open_low=True)]
     rows = []
     for column, value in asked:
         plan = _choose(options, value) if column == "energy" else _choose(options, 1.0, value, count)

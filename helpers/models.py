@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from helpers import checks
-from helpers.storage import STORAGES, pack, unpack
+from helpers.storage import LARGEST, STORAGES, pack, unpack
 
 FORMAT = "neural-network-compression/1"
 
@@ -256,10 +256,10 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
     """
     if not isinstance(getattr(model, "recipe", None), dict):
         raise TypeError(f"model must come from helpers.models.build (it has no .recipe), got {type(model).__name__}")
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    path = checks.path("path", path, ".safetensors")
     checks.choice("storage", storage, STORAGES)
+    if dtype is not None and not checks.instance("dtype", dtype, torch.dtype).is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     tensors = {}
     for name, tensor in model.state_dict().items():
         kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
@@ -278,8 +278,7 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
         tensors, packed = pack(tensors, storage)
         metadata |= {"storage": storage, "packed": json.dumps(packed)}
         metadata["sha256"] = digest(unpacked, recipe + metadata["packed"])
-    with checks.atomic_path(path) as part:
-        save_file(tensors, part, metadata)
+    write_safetensors(path, tensors, metadata)
     return path
 
 
@@ -289,20 +288,24 @@ def load(path: str | os.PathLike) -> nn.Module:
     Raises:
         CheckpointError: the file is missing, truncated, altered, or not written by ``save``.
     """
-    path = Path(path)
+    path = checks.path("path", path)
     metadata, tensors = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this project (format {metadata.get('format')!r}). {_WAY_OUT}")
     if "packed" in metadata:
         try:
-            tensors = unpack(tensors, json.loads(metadata["packed"]), metadata.get("storage", ""))
+            packed, expected = json.loads(metadata["packed"]), _follow(metadata["recipe"]).state_dict()
+            if any(tuple(about["shape"]) != tuple(expected[name].shape) for name, about in packed.items()):
+                raise ValueError("their shapes are not those of the recipe")  # said before a few bytes become gigabytes
+            tensors = unpack(tensors, packed, metadata.get("storage", ""))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} holds packed weights that do not fit together ({error}). {_WAY_OUT}") from error
     if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "") + metadata.get("packed", "")):
         raise CheckpointError(f"{path} is altered: its contents do not match the checksum in its header. {_WAY_OUT}")
     try:
         model = _follow(metadata["recipe"])
-        if {name: t.shape for name, t in model.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
+        theirs, ours = ({name: (t.shape, t.is_floating_point()) for name, t in some.items()} for some in (tensors, model.state_dict()))
+        if theirs != ours:
             raise ValueError("the recipe does not describe the weights")
         model.to_empty(device="cpu")
         model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
@@ -321,13 +324,30 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
     try:
+        if path.stat().st_size > 8 * LARGEST:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any model of this project. {_WAY_OUT}")
         with safe_open(path, framework="pt") as file:
             names = file.keys()  # safe_open cannot be iterated
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. {_WAY_OUT}") from None
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated, altered or not a safetensors file ({error}). {_WAY_OUT}") from error
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata to a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; an older file of that name is left as it was.
+    """
+    with checks.atomic_path(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from error
 
 
 def digest(tensors: dict[str, Tensor], text: str = "") -> str:

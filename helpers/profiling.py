@@ -41,6 +41,7 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
         ValueError: ``input_shape`` does not start with batch and channels, or the model cannot take it.
     """
     checks.instance("model", model, nn.Module)
+    checks.integer("repeats", repeats, 1)
     rows: list[dict] = []
     counted: set[int] = set()
     names = {module: name for name, module in model.named_modules()}
@@ -73,7 +74,7 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
     hooks = [leaf.register_forward_pre_hook(enter) for leaf in leaves] + [leaf.register_forward_hook(leave) for leaf in leaves]
     try:
         with evaluating(model), counter:
-            model(_example(model, input_shape))
+            _forward(model, _example(model, input_shape))
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,14 +87,14 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, each counted once, zeros included."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in checks.instance("model", model, nn.Module).parameters())
 
 
 def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -> int:
     """Return the multiply-accumulates of one forward pass: convolutions and matrix products, half the FLOPs."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
-        model(_example(model, input_shape))
+        _forward(model, _example(model, input_shape))
     return counter.get_total_flops() // 2
 
 
@@ -114,7 +115,7 @@ def smallest_file(model: nn.Module) -> tuple[str, int]:
 
     A network without zeros to speak of (fewer than one weight in 32, the price of a mask) is stored dense, as everybody does.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    weights = [parameter for parameter in checks.instance("model", model, nn.Module).parameters() if parameter.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     if 32 * zeros < sum(weight.numel() for weight in weights):
         return "dense", file_bytes(model)
@@ -136,9 +137,10 @@ def measure_latency(
         latency_ms (median), latency_low_ms and latency_high_ms (quartiles), batch, threads, repeats.
     """
     checks.integer("repeats", repeats, 3)
-    threads = torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1)
+    threads = torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1, 1024)
     example, model = _example(model, input_shape), _laid_out(model)
     with evaluating(model):
+        _forward(model, example)
         times = _times("model(example)", {"model": model, "example": example}, threads, repeats)
     low, median, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return {
@@ -159,9 +161,9 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -
         if example.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(example.device)
             start = torch.cuda.memory_allocated(example.device)
-            model(example)
+            _forward(model, example)
             return resident + torch.cuda.max_memory_allocated(example.device) - start
-        model(example)
+        _forward(model, example)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
             model(example)
     alive = peak = 0
@@ -194,6 +196,7 @@ def summarize(
         while running), accuracy (an Accuracy or None), and the keys of ``measure_latency``.
     """
     split = data.test if isinstance(data, Data) else data
+    checks.instance("data", split, (Split, type(None)))
     storage, size = smallest_file(model)
     return {
         "parameters": count_parameters(model),
@@ -219,9 +222,12 @@ def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], in
     Returns:
         A row per name: macs, macs_after, latency_ms, latency_ms_after, times_fewer_macs, times_faster.
     """
+    checks.instance("before", before, nn.Module)
+    checks.instance("after", after, nn.Module)
     before_, after_ = (profile(network, input_shape, latency=True) for network in (before, after))
     rows = {}
-    for name in names:
+    for name in checks.names("names", names):
+        checks.choice("names", name, before_["layer"].unique())
         whole = before_[before_["layer"] == name]
         parts = after_[(after_["layer"] == name) | after_["layer"].str.startswith(f"{name}.")]
         rows[name] = {
@@ -253,6 +259,9 @@ def compare(
     Raises:
         ValueError: ``networks`` is empty, or ``baseline`` is not in it.
     """
+    checks.names("networks", checks.instance("networks", networks, Mapping))
+    for name, network in networks.items():
+        checks.instance(f"networks[{name!r}]", network, nn.Module)
     if not networks:
         raise ValueError("networks must hold at least one model, got an empty mapping")
     baseline = checks.choice("baseline", next(iter(networks)) if baseline is None else baseline, networks)
@@ -277,11 +286,19 @@ def compare(
 
 def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:
     """A random input on the model's device, in its type and in channels-last order."""
-    shape = tuple(checks.integer("input_shape", size, 1) for size in shape)
+    checks.instance("model", model, nn.Module)
+    shape = checks.shape("input_shape", shape)
     first = next(iter(model.parameters()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(shape, generator=generator).to(first.device, first.dtype)
     return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example
+
+
+def _forward(model: nn.Module, example: Tensor) -> Tensor:
+    try:
+        return model(example)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"input_shape must be that of an input the model takes, got {tuple(example.shape)} ({error})") from error
 
 
 def _laid_out(model: nn.Module) -> nn.Module:

@@ -48,7 +48,7 @@ class PolynomialSchedule:
 
     def __call__(self, progress: float) -> float:
         """Return the sparsity asked for at ``progress``: 0 is the start of the run, 1 its end."""
-        t = (progress - self.begin) / (self.end - self.begin)
+        t = (checks.number("progress", progress) - self.begin) / (self.end - self.begin)
         if t <= 0:
             return self.initial_sparsity
         if t >= 1:
@@ -71,10 +71,9 @@ def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Paramet
     Raises:
         ValueError: a name in ``skip`` is not such a layer.
     """
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a collection of layer names, got the string {skip!r}")
+    checks.instance("model", model, nn.Module)
     layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    skip = set(skip)
+    skip = set(checks.names("skip", skip))
     for name in skip:
         checks.choice("skip", name, layers)
     once = {id(weight): name for name, weight in reversed(layers.items())}  # a weight that two layers share is pruned once
@@ -94,8 +93,8 @@ def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global
     """
     sparsity = checks.number("sparsity", sparsity, 0, 1)
     checks.choice("scope", scope, ("global", "layer"))
-    for name, values in saliency.items():
-        if values.isnan().any():
+    for name, values in checks.instance("saliency", saliency, Mapping).items():
+        if checks.instance(f"saliency[{name!r}]", values, Tensor).isnan().any():
             raise ValueError(f"saliency of layer {name} must not be NaN")
     if scope == "layer":
         return {name: _keep_largest(values, sparsity) for name, values in saliency.items()}
@@ -168,7 +167,7 @@ class GradualPruner(Callback):
         self.schedule = schedule
         self.importance = checks.choice("importance", importance, ("magnitude", "gradient"))
         self.scope = checks.choice("scope", scope, ("global", "layer"))
-        self.skip = tuple(skip) if not isinstance(skip, str) else skip
+        self.skip = checks.names("skip", skip)
         self.every = None if every is None else checks.integer("every", every, 1)
         self.masks: dict[str, Tensor] = {}
         self._taylor: dict[str, Tensor] = {}
@@ -311,9 +310,10 @@ def sensitivity(
         A row per layer and ratio: layer, ratio, correct, total, accuracy (share of 1); ratio 0 is the network as it is.
     """
     checks.choice("unit", unit, ("weight", "channel"))
-    ratios = [checks.number("ratios", ratio, 0, 0.9999) for ratio in ratios]
+    checks.instance("split", split, Split)
+    ratios = checks.numbers("ratios", ratios, 0, 0.9999)
     every = [name for name in prunable(model) if unit == "weight" or name != _classifier(model)]
-    layers = every if only is None else [checks.choice("only", name, every) for name in only]
+    layers = every if only is None else [checks.choice("only", name, every) for name in checks.names("only", only)]
     whole = evaluate(model, split, precision=precision)
     rows = []
     for name in layers:
@@ -337,6 +337,8 @@ def ratios_by_sensitivity(scan: pd.DataFrame, tolerance: float) -> dict[str, flo
         tolerance: share of 1; 0.01 is one point.
     """
     tolerance = checks.number("tolerance", tolerance, 0, 1)
+    if not {"layer", "ratio", "accuracy"} <= set(checks.instance("scan", scan, pd.DataFrame)):
+        raise ValueError(f"scan must have the columns layer, ratio and accuracy, got {', '.join(map(str, scan))}")
     good = scan[scan["accuracy"] >= scan.groupby("layer")["accuracy"].transform("first") - tolerance]
     return {name: float(rows["ratio"].max()) for name, rows in good.groupby("layer", sort=False)}
 
@@ -382,7 +384,7 @@ def prune_channels(
         raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
 
     checks.instance("model", model, nn.Module)
-    checks.instance("example", example, Tensor)
+    checks.tensor("example", example)
     checks.choice("importance", importance, ("magnitude", "batchnorm", "gradient"))
     checks.choice("scope", scope, ("layer", "global"))
     checks.integer("round_to", round_to, 1)
@@ -425,7 +427,7 @@ def _shares(model: nn.Module, ratio: float | Mapping[str, float], scope: str, sk
     if not ratio:
         raise ValueError("ratio must name at least one layer, got an empty mapping")
     for name, share in ratio.items():
-        checks.choice("ratio", name, set(layers) - {classifier})
+        checks.choice("ratio", name, [layer for layer in layers if layer != classifier])
         checks.number(f"ratio[{name!r}]", share, 0, 0.9999)
     return {name: 0.0 for name in kept} | {name: float(share) for name, share in ratio.items() if name not in kept}
 
@@ -482,6 +484,8 @@ def sweep(
         A row per sparsity: sparsity, threshold (the largest weight given up), correct, total, accuracy, bytes (of the file, as a
         bitmask and values, dense where that is smaller).
     """
+    sparsities = checks.numbers("sparsities", sparsities, 0, 0.9999)
+    checks.instance("split", split, Split)
     rows = []
     sizes = torch.cat([weight.detach().abs().flatten() for weight in prunable(model, skip).values()]).sort().values
     for sparsity in sparsities:

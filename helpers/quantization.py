@@ -92,6 +92,8 @@ def symmetric_grid(weight: Tensor, bits: int = 8, *, per_channel: bool = True) -
         Integers of the weight's shape, int64, and the scale, which multiplies them: outputs x 1 x ...
     """
     top = 2 ** (checks.integer("bits", bits, 2, 16) - 1) - 1
+    if not checks.tensor("weight", weight).ndim or not weight.is_floating_point():
+        raise ValueError(f"weight must be floating-point, outputs x anything, got {weight.dtype}, {tuple(weight.shape)}")
     largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
     scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
     return (weight / scale).round().clamp(-top, top).long(), scale

@@ -56,7 +56,9 @@ def describe_device(device: str | torch.device = "cpu") -> str:
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+        [line.partition(":")[2].strip() for line in info.read_text("utf-8").splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
     )
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"

@@ -197,7 +197,7 @@ def test() -> int:
         failed = subprocess.run(command, cwd=HOME, env=environment).returncode
         verdicts[name] = f"{'FAILED' if failed else 'passed'} in {(time.perf_counter() - started) / 60:.1f} min"
     print("\n" + "\n".join(f"{name:<24}{verdict}" for name, verdict in verdicts.items()))
-    skipped = (BUILD / "skipped.txt").read_text() if (BUILD / "skipped.txt").exists() else ""
+    skipped = (BUILD / "skipped.txt").read_text("utf-8") if (BUILD / "skipped.txt").exists() else ""
     print("\nskipped in helpers, and how to get it:\n" + skipped if skipped else "\nnothing was skipped in helpers")
     return sum(verdict.startswith("FAILED") for verdict in verdicts.values())
 

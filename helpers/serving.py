@@ -71,7 +71,7 @@ def to_torchserve(
         import model_archiver  # noqa: F401
     with checks.atomic_path(path) as part, tempfile.TemporaryDirectory() as folder:
         with converting(path, "torch-model-archiver"):
-            _pack(model, classes, pictures, path.stem, Path(folder)).replace(part)
+            shutil.copyfile(_pack(model, classes, pictures, path.stem, Path(folder)), part)  # the folder may be on another disk
         _check(part, expected, pictures, path)
     return path
 
@@ -133,7 +133,7 @@ def serving(path: str | os.PathLike, *, seconds: float = 120) -> Iterator[Server
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = _configure(path, folder)
-        log = stack.enter_context((folder / "server.log").open("w"))
+        log = stack.enter_context((folder / "server.log").open("w", encoding="utf-8"))
         command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground", "--ts-config", "config.properties"]
         command += ["--model-store", "store", "--models", f"{path.stem}={path.name}"]
         environment = os.environ | {"TMPDIR": name, "LOG_LOCATION": name, "METRICS_LOCATION": name}  # its process number lies in TMPDIR
@@ -166,8 +166,10 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
     with torch.no_grad():
         torch.jit.trace(model, torch.zeros(2, 3, size, size)).save(os.fspath(folder / "model.pt"))
     settings = {"classes": list(classes), "mean": list(pictures.mean), "std": list(pictures.std), "size": size}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    (folder / "model-config.yaml").write_text(f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {BATCH}\nmaxBatchDelay: 50\nresponseTimeout: 60\n")
+    (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
+    (folder / "model-config.yaml").write_text(
+        f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {BATCH}\nmaxBatchDelay: 50\nresponseTimeout: 60\n", "utf-8"
+    )
     config = ModelArchiverConfig(
         model_name=name,
         handler=handler.__file__,
@@ -242,7 +244,7 @@ def _configure(path: Path, folder: Path) -> str:
         "disable_token_authorization=false",
         "disable_system_metrics=true",
     ]
-    (folder / "config.properties").write_text("\n".join(lines) + "\n")
+    (folder / "config.properties").write_text("\n".join(lines) + "\n", "utf-8")
     return f"http://127.0.0.1:{inference}"
 
 
@@ -256,10 +258,10 @@ def _started(process: subprocess.Popen, folder: Path, url: str, predictions: str
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            token = json.loads(keys.read_text())["inference"]["key"]
+            token = json.loads(keys.read_text("utf-8"))["inference"]["key"]
             request = urllib.request.Request(f"{url}/ping", headers={"Authorization": f"Bearer {token}"})
             with urllib.request.urlopen(request, timeout=5) as answer:
                 if json.loads(answer.read()).get("status") == "Healthy":
                     return Server(predictions, token)
         time.sleep(0.25)
-    raise RuntimeError(f"TorchServe did not start within {seconds:g} s: {(folder / 'server.log').read_text()[-1500:]}")
+    raise RuntimeError(f"TorchServe did not start within {seconds:g} s: {(folder / 'server.log').read_text('utf-8')[-1500:]}")

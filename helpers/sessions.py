@@ -216,7 +216,7 @@ def _resident_peak() -> float:
     """Return the most memory that this process has had resident so far, in MB (10^6 bytes)."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's memory too, on Linux
-        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        kilobytes = next(line.split()[1] for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
         return int(kilobytes) * 1024 / 1e6
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e6

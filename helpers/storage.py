@@ -34,6 +34,8 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def pack(tensors: dict[str, Tensor], storage: str) -> tuple[dict[str, Tensor], dict[str, dict]]:
     """Return the tensors to write (packed ones as pieces, ``name|piece``, uint8) and {name: {dtype, shape}} of the packed."""
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
     written, packed = {}, {}
     for name, tensor in tensors.items():
         weights = tensor.ndim > 1 and tensor.is_floating_point() and tensor.element_size() in _INTEGERS

@@ -18,14 +18,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers import checks
-from helpers.data import Data, batches
+from helpers.data import Data, Split, batches
 from helpers.evaluation import Accuracy, autocast, evaluate, predict
-from helpers.models import CheckpointError, digest, read_safetensors
+from helpers.models import CheckpointError, digest, read_safetensors, write_safetensors
 
 __all__ = ["Accuracy", "Callback", "Run", "evaluate", "fit", "learning_rate", "predict"]
 
@@ -152,8 +151,14 @@ def fit(
         "warmup": checks.number("warmup", warmup, 0, 0.9999),
         "augment": bool(augment),
         "precision": checks.choice("precision", precision, ("auto", "bf16", "fp32")),
-        "seed": checks.integer("seed", seed, 0),
+        "seed": checks.integer("seed", seed, 0, 2**32 - 1),
     }
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be callable(logits, images, labels) -> scalar, got {loss!r}")
+    callbacks = tuple(checks.instance("callbacks", callback, Callback) for callback in checks.instance("callbacks", callbacks, Sequence))
+    if checkpoint is not None:
+        checkpoint = checks.path("checkpoint", checkpoint, ".safetensors")
+        checks.writable(checkpoint)
     if loss is not None and label_smoothing:
         raise ValueError(f"label_smoothing must be 0 when loss is given, got {label_smoothing}: it is the default loss's")
 
@@ -168,6 +173,7 @@ def fit(
     if isinstance(loss, nn.Module):
         loss.to(device, memory_format=torch.channels_last)
     train, validation = data.train.to(device), data.validation.to(device)
+    _check_logits(model, train)
     optimizer = torch.optim.SGD(_parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0)
     wrapped, stepper = accelerator.prepare(model, optimizer)
     forward = torch.compile(wrapped) if compile else wrapped
@@ -179,8 +185,8 @@ def fit(
     run = Run(model, optimizer, steps=epochs * steps_per_epoch)
     history: list[dict] = []
     settings |= _fingerprint(model, data, loss, callbacks)
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = _resume(Path(checkpoint), run, callbacks, settings)
+    if checkpoint is not None and checkpoint.exists():
+        history = _resume(checkpoint, run, callbacks, settings)
         run.epoch, run.step = len(history), len(history) * steps_per_epoch
     for callback in callbacks:
         callback.on_start(run)
@@ -225,7 +231,7 @@ def fit(
         history.append(row)
         bar.set_postfix(loss=f"{row['loss']:.3f}", validation=f"{row['validation_accuracy']:.1%}")
         if checkpoint is not None and accelerator.is_main_process:
-            _write_checkpoint(Path(checkpoint), run, callbacks, settings, history)
+            _write_checkpoint(checkpoint, run, callbacks, settings, history)
     bar.close()
     model.eval()
     return pd.DataFrame(history)
@@ -236,10 +242,14 @@ def learning_rate(progress: float, lr: float, schedule: str = "cosine", warmup: 
 
     Both climb linearly from 0 to ``lr`` over the first ``warmup`` of the run. Then "cosine" follows half a cosine
     down to 0 (Loshchilov and Hutter 2017, section 3) and "one_cycle" a straight line (Smith 2018, section 4).
+
+    Raises:
+        ValueError: an argument is not finite or out of range; a progress outside [0, 1] counts as its nearer end.
     """
     checks.choice("schedule", schedule, ("cosine", "one_cycle"))
     checks.number("warmup", warmup, 0, 0.9999)
-    progress = min(max(progress, 0.0), 1.0)
+    checks.number("lr", lr, 0)
+    progress = min(max(checks.number("progress", progress), 0.0), 1.0)
     if progress < warmup:
         return lr * progress / warmup
     left = (1 - progress) / (1 - warmup)
@@ -247,6 +257,13 @@ def learning_rate(progress: float, lr: float, schedule: str = "cosine", warmup: 
 
 
 # -- what the loop leans on ------------------------------------------------------------------------------------------
+
+
+def _check_logits(model: nn.Module, train: Split) -> None:
+    """Look at the logits of two pictures before an hour is spent on them; a label beyond them would end a GPU's process."""
+    found, classes = predict(model, train.take(slice(0, 2))).shape[1], int(train.labels.max()) + 1
+    if found < classes:
+        raise ValueError(f"model must put out a logit for each of the {classes} classes that data.train has, got {found}")
 
 
 def _check_finite(loss: float, run: Run, lr: float) -> None:
@@ -293,8 +310,7 @@ def _write_checkpoint(path: Path, run: Run, callbacks: Sequence[Callback], setti
         tensors |= {f"callback/{index}/{name}": tensor for name, tensor in callback.state_dict().items()}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     record = json.dumps({"settings": settings, "history": history})
-    with checks.atomic_path(path) as part:
-        save_file(tensors, part, {"record": record, "sha256": digest(tensors, record)})
+    write_safetensors(path, tensors, {"record": record, "sha256": digest(tensors, record)})
 
 
 def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict) -> list[dict]:
@@ -304,8 +320,12 @@ def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict)
         raise CheckpointError(f"{path} is not a checkpoint of fit. Way out: delete it or name another file.")
     if metadata.get("sha256") != digest(tensors, metadata["record"]):
         raise CheckpointError(f"{path} is altered: it does not match the checksum in its header. Way out: delete it.")
-    record = json.loads(metadata["record"])
-    found, history = record["settings"], record["history"]
+    try:
+        record = json.loads(metadata["record"])
+        found, history = record["settings"], [dict(row) for row in record["history"]]
+        dict(found)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of fit ({error}). Way out: delete it or name another file.") from error
     differing = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
     if differing:
         other = ", ".join(f"{key} {found.get(key)!r} (now {settings.get(key)!r})" for key in differing)
@@ -314,11 +334,14 @@ def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict)
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    run.model.load_state_dict(under("model/"))
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    for name, tensor in under("optimizer/").items():
-        index, _, key = name.partition("/")
-        run.optimizer.state[parameters[int(index)]][key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
-    for index, callback in enumerate(callbacks):
-        callback.load_state_dict(under(f"callback/{index}/"))
+    try:
+        run.model.load_state_dict(under("model/"))
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        for name, tensor in under("optimizer/").items():
+            index, _, key = name.partition("/")
+            run.optimizer.state[parameters[int(index)]][key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
+        for index, callback in enumerate(callbacks):
+            callback.load_state_dict(under(f"callback/{index}/"))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds other tensors than this run's ({error}). Way out: delete it or name another file.") from error
     return history

@@ -72,6 +72,27 @@ def test_bfloat16_logits_are_computed_in_float32():
     assert torch.equal(distillation_loss(student, teacher, labels), distillation_loss(student.float(), teacher.float(), labels))
 
 
+def test_soft_targets_are_the_softmax_in_float32_and_what_is_not_said_is_the_default():
+    logits, teacher, labels = torch.randn(6, 10), torch.randn(6, 10), torch.arange(6)
+    assert torch.allclose(soften(logits), logits.softmax(-1))
+    assert soften(logits.bfloat16()).dtype == torch.float32
+    assert soften(logits.double(), 3.0).dtype == torch.float64
+    assert torch.equal(distillation_loss(logits, teacher, labels), distillation_loss(logits, teacher, labels, 4.0, 0.9))
+    assert repr(DistillationLoss(nn.Identity())).startswith("DistillationLoss(\n  temperature=4, alpha=0.9\n")
+
+
+def test_the_bounds_of_the_temperature_are_allowed_and_mean_what_they_should():
+    logits = torch.tensor([[1.0, 2.0, 4.0]])
+    for temperature in (1e-3, 1e6):
+        assert math.isfinite(distillation_loss(logits, logits.flip(1), torch.tensor([0]), temperature, 1.0).item())
+    assert soften(logits, 1e-3).tolist() == [[0, 0, 1]]
+    assert soften(logits, 1e6).tolist() == [pytest.approx([1 / 3] * 3, abs=1e-5)]
+    assert soften(torch.tensor([3e38, -3e38]), 1e-3).tolist() == [1, 0]  # nothing overflows on the way
+    for temperature in (0.9e-3, 1.1e6):
+        with pytest.raises(ValueError, match="temperature must be"):
+            soften(logits, temperature)
+
+
 class Teacher(nn.Module):
     def __init__(self):
         super().__init__()
@@ -85,7 +106,10 @@ class Teacher(nn.Module):
 def test_the_teacher_is_frozen_in_eval_mode_and_without_a_graph():
     teacher = Teacher().train()
     loss = DistillationLoss(teacher, 2.0, 0.7)
-    loss.train()
+    assert loss.eval() is loss
+    assert not loss.training
+    assert loss.train() is loss
+    assert loss.training
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}

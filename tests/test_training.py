@@ -1,11 +1,8 @@
 import math
-import multiprocessing
 import os
-import random
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from helpers.data import load_data, normalize
 from helpers.distillation import DistillationLoss
 from helpers.models import CheckpointError
 from helpers.training import Accuracy, Callback, evaluate, fit, learning_rate, predict
-from tests import killed
 
 
 def small():
@@ -269,44 +265,6 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert first == pytest.approx(alone, rel=1e-3, abs=1e-4)
     first, second = launch(script, 2, "batchnorm")
     assert first == second
-
-
-class Child:
-    """A training run in a process of its own."""
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.killed"])
-
-    def __init__(self, path):
-        self.answers = self.context.SimpleQueue()
-        self.process = self.context.Process(target=killed.train, args=(path, self.answers))
-        self.process.start()
-        assert self.answers.get() == "ready"
-
-    def kill_after(self, seconds):
-        time.sleep(seconds)
-        alive = self.process.is_alive()
-        self.process.kill()
-        self.process.join()
-        return alive
-
-    def finish(self):
-        digest = self.answers.get()
-        self.process.join()
-        return digest
-
-
-def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
-    child, started = Child(tmp_path / "whole.safetensors"), time.perf_counter()
-    whole = child.finish()
-    length = time.perf_counter() - started
-    moments, hits = random.Random(0), 0
-    for number in range(4):  # four runs, three kills each: so that none comes when the run is over
-        path = tmp_path / f"run-{number}.safetensors"
-        hits += sum(Child(path).kill_after(moments.uniform(0, length / 5)) for _ in range(3))
-        assert Child(path).finish() == whole
-    assert hits >= 10
-    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_bf16_is_found_where_the_processor_has_it():
