@@ -81,11 +81,13 @@ def converting(path: Path, exporter: str) -> Iterator[None]:
     """Run an exporter in silence, and say so if it cannot convert the network.
 
     Raises:
-        ExportError: the block raised anything.
+        ExportError: the block raised anything but an OSError.
     """
     try:
         with quiet():
             yield
+    except OSError:  # a full disk says nothing about the network
+        raise
     except Exception as error:  # exporters raise whatever they like
         reason = str(error).strip().splitlines()
         message = f"{path} cannot be made: {exporter} does not convert this network ({type(error).__name__}: {reason[0] if reason else ''})"

@@ -221,7 +221,7 @@ def markdown() -> str:
     lines += _table_lines()
     lines += _compressed("pruning", "Pruning", lambda run: f"{run['sparsity']:.0%} of the weights zero ({run['method']})")
     lines += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
-    lines += _compressed("low_rank", "Low rank", lambda run: f"{run['times']:g} times fewer weights")
+    lines += _compressed("low_rank", "Low rank", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
     if (RESULTS / "speed.csv").exists():
         row = read("speed").dropna(subset=["ratio"]).iloc[-1]
         lines.append(
@@ -242,7 +242,7 @@ def _compressed(name: str, title: str, say: Callable[[pd.Series], str]) -> list[
         after, before = accuracy(run), accuracy(run, "teacher_correct")
         now, was = run["latency_ms_1_threads"], run["teacher_latency_ms_1_threads"]
         lines.append(
-            f"- **{title}**, {say(run)}, {run['epochs']:.0f} epochs more: {after} on the test split, "
+            f"- **{title}**, {say(run)}, {run['epochs']:.0f} more epoch{'' if run['epochs'] == 1 else 's'}: {after} on the test split, "
             f"{100 * (float(after) - float(before)):+.1f} points; {run['teacher_bytes'] / run['bytes']:.1f} times smaller on disk "
             f"({run['storage']}; {run['teacher_half_zip_bytes'] / run['half_bytes']:.1f} times, both coded, in half precision); "
             f"{was / now:.1f} times the speed ({now:.1f} ms, PyTorch, batch 1, 1 thread)."
