@@ -121,7 +121,7 @@ def tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.is_complex():
         raise TypeError(f"{name} must be a Tensor of real numbers, got {_shown(value)}")
     if not value.numel() or not torch.isfinite(value).all():
-        raise ValueError(f"{name} must hold finite numbers, at least one, got shape {tuple(value.shape)} with NaN, infinity or nothing")
+        raise ValueError(f"{name} must be finite numbers, at least one, got shape {tuple(value.shape)} with NaN, infinity or nothing")
     return value
 
 
