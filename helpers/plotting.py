@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 COLORS = sns.color_palette("colorblind")
@@ -335,6 +336,7 @@ def front(table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel:
     for _, row in ordered.iterrows():
         axes.annotate(row[labels], (row[x], row[y]), xytext=(5, 4), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    _plain_logarithm(axes)
     axes.margins(x=0.12, y=0.12)
     axes.legend(fontsize=8, loc="lower right")
     return figure
@@ -504,6 +506,15 @@ def formats(table: pd.DataFrame) -> Figure:
         right.errorbar(middle, y, xerr=spread, fmt="o", color=colour, capsize=2, label=file)
     left.set(xscale="log", xlabel="file (MB)", yticks=range(len(names)), yticklabels=names)
     right.set(xscale="log", xlabel="latency (ms; batch 1, 1 thread)")
+    for axes in (left, right):
+        _plain_logarithm(axes)
     left.invert_yaxis()
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure
+
+
+def _plain_logarithm(axes: Axes) -> None:
+    """Label a logarithmic x axis 1, 2, 5, 10, ... instead of by powers."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
