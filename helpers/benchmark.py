@@ -165,15 +165,15 @@ def prune(arguments: argparse.Namespace) -> None:
         sparsity = float(share)
         for seed in arguments.seeds:
             row = {"model": arguments.model, "data": data.name, "method": method, "sparsity": sparsity, "train_pictures": len(data.train)}
-            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "weights": _digest()}
+            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "end": arguments.end, "weights": _digest()}
             if results.finished("pruning", row | {"seed": seed}):
                 continue
             model = models.load(TEACHER)
             if method == "one-shot":
                 pruning.prune_once(model, sparsity)
-            schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=0.7)
+            schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=arguments.end)
             callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
-            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{row['loss']}", callbacks, _loss(arguments))
+            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{arguments.end:g}-{row['loss']}", callbacks, _loss(arguments))
             _measure("pruning", row, model, data, seed, f"pruned{100 * sparsity:g}" if method == "gradual" else None)
 
 
@@ -603,6 +603,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--restart", action="store_true", help="teacher: train the one that is there for another cycle")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
+    line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")
     line.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
     line.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")

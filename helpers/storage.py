@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helpers import checks
+
 STORAGES = ("dense", "zip", "bitmask", "bitmask+zip", "csr", "2:4")
 LARGEST = 2**31  # bytes of one network in memory: what a file's header may claim
 
@@ -34,8 +36,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def pack(tensors: dict[str, Tensor], storage: str) -> tuple[dict[str, Tensor], dict[str, dict]]:
     """Return the tensors to write (packed ones as pieces, ``name|piece``, uint8) and {name: {dtype, shape}} of the packed."""
-    if storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    checks.choice("storage", storage, STORAGES)
     written, packed = {}, {}
     for name, tensor in tensors.items():
         weights = tensor.ndim > 1 and tensor.is_floating_point() and tensor.element_size() in _INTEGERS
@@ -54,8 +55,7 @@ def unpack(written: dict[str, Tensor], packed: dict[str, dict], storage: str) ->
     Raises:
         ValueError: the pieces do not fit what ``packed`` says, or it says more than 2 GiB.
     """
-    if storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}; got {storage!r}")
+    checks.choice("storage", storage, STORAGES)
     shapes = {name: tuple(int(size) for size in about["shape"]) for name, about in packed.items()}
     if any(size < 0 for shape in shapes.values() for size in shape) or sum(8 * math.prod(shape) for shape in shapes.values()) > 2 * LARGEST:
         raise ValueError("its header claims more than 2 GiB of weights")

@@ -149,14 +149,19 @@ def test_jupyterlab_as_the_makefile_starts_it_listens_on_loopback_only_and_wants
         assert _answer(server, f"http://127.0.0.1:{port}/api/status?token={token}", tmp_path / "log") == 200
         assert _answer(server, f"http://127.0.0.1:{port}/api/contents", tmp_path / "log") == 403
         process = psutil.Process(server.pid)
-        listening = [
-            one for child in (process, *process.children(recursive=True)) for one in child.net_connections() if one.status == "LISTEN"
-        ]
+        listening = [one for child in (process, *process.children(recursive=True)) for one in _listening(child)]
         assert listening
         assert {one.laddr.ip for one in listening} <= {"127.0.0.1", "::1"}
     finally:
         server.terminate()
         server.wait(20)
+
+
+def _listening(process):
+    try:
+        return [one for one in process.net_connections() if one.status == "LISTEN"]
+    except psutil.NoSuchProcess:  # a child that has ended since it was listed
+        return []
 
 
 def _answer(server, address, log):
