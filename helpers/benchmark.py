@@ -173,7 +173,16 @@ def prune(arguments: argparse.Namespace) -> None:
                 pruning.prune_once(model, sparsity)
             schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=arguments.end)
             callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
-            _train_on(model, data, epochs, arguments.lr, seed, f"{method}-{sparsity:g}-{arguments.end:g}-{row['loss']}", callbacks, _loss(arguments))
+            _train_on(
+                model,
+                data,
+                epochs,
+                arguments.lr,
+                seed,
+                f"{method}-{sparsity:g}-{arguments.end:g}-{row['loss']}",
+                callbacks,
+                _loss(arguments),
+            )
             _measure("pruning", row, model, data, seed, f"pruned{100 * sparsity:g}" if method == "gradual" else None)
 
 
@@ -503,6 +512,7 @@ COMMANDS = {
     "speed_loop": speed.speed,
     "speed_pruning": speed.speed_pruning,
     "speed_low_rank": speed.speed_low_rank,
+    "speed_sliders": speed.speed_sliders,
 }
 ALL = [name for name in COMMANDS if not name.startswith("speed_")]  # what a bare ``python -m helpers.benchmark`` runs, in this order
 LATER = ("combined", "orders", "peers", "shipped", "formats")  # need what the others write, so they wait for them

@@ -91,7 +91,8 @@ def temperature(effects: Mapping[float, Mapping[str, float | Tensor]], chosen: f
     """
     grid = sorted(effects)
     here = effects[chosen]
-    figure, (bars, entropy, gradient) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    figure, (bars, entropy, gradient) = plt.subplots(1, 3, figsize=(10, 3.2))
+    figure.subplots_adjust(left=0.09, right=0.99, top=0.89, bottom=0.16, wspace=0.24)  # a fixed layout: a slider has no time to find one
     _probability_bars(bars, here["probabilities"], classes, label)
     bars.set_title(f"soft targets at T = {chosen:g}")
     entropy.plot(grid, [effects[t]["entropy"] for t in grid], color=BLUE)
@@ -199,8 +200,8 @@ def matrices(tables: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = 
 def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw sparsity over a run, one line per schedule; each a list of values evenly spaced from progress 0 to 1."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    for name, values in curves.items():
-        axes.plot([100 * i / (len(values) - 1) for i in range(len(values))], [100 * value for value in values], label=name)
+    for color, (name, values) in zip(COLORS * len(curves), curves.items(), strict=False):
+        axes.plot([100 * i / (len(values) - 1) for i in range(len(values))], [100 * value for value in values], color=color, label=name)
     axes.set(xlabel="progress of the run (%)", ylabel="sparsity (%)", ylim=(-3, 103))
     axes.legend(fontsize=8)
     return figure
@@ -369,8 +370,8 @@ def trade_off(
         level: a dashed line, the uncompressed network's.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for (name, (x, y)), marker in zip(curves.items(), "os^Dv*" * len(curves), strict=False):
-        axes.plot(x, y, f"{marker}-", label=name)
+    for color, (name, (x, y)), marker in zip(COLORS * len(curves), curves.items(), "os^Dv*" * len(curves), strict=False):
+        axes.plot(x, y, f"{marker}-", color=color, label=name)
     if level is not None:
         axes.axhline(level, color=GRAY, linestyle="--", label="uncompressed")
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)

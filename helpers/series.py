@@ -1,7 +1,7 @@
 """The series as a whole: what a notebook's set-up cell calls, and ``python -m helpers.series run | write | test``.
 
-run      executes every notebook into build/notebooks/ and ends with a table.
-write    the same, then puts the outputs back into notebooks/ (for maintainers).
+run      executes every notebook into build/notebooks/, draws the README's figures into build/figures/, and ends with a table.
+write    the same, then puts the outputs back into notebooks/ and the figures into figures/ (for maintainers).
 test     ruff, pytest, and nbval over the notebooks: on digits always, on CIFAR-10 where it is on disk.
 """
 
@@ -48,10 +48,11 @@ class Lesson:
         return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
 
     def publish(self, figure: Figure, name: str) -> None:
-        """Write a figure that the README shows to figures/; only on CIFAR-10, when ``write`` runs the series."""
-        if self.data.name == "cifar10" and os.environ.get("NNC_PUBLISH"):
-            FIGURES.mkdir(exist_ok=True)
-            with checks.atomic_path(FIGURES / f"{name}.png") as part:
+        """Write a figure to a folder on CIFAR-10: to build/figures when ``run`` runs the series, to figures/ when ``write`` does."""
+        folder = Path(os.environ.get("NNC_PUBLISH", ""))
+        if self.data.name == "cifar10" and folder.name:
+            folder.mkdir(parents=True, exist_ok=True)
+            with checks.atomic_path(folder / f"{name}.png") as part:
                 figure.savefig(part, format="png")
 
     def teacher(self) -> nn.Module:
@@ -121,8 +122,7 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
     if budget:
         os.environ["NNC_BUDGET"] = budget
     os.environ["CIFAR10_ROOT"] = str(cifar10_root().resolve())  # a kernel runs in its notebook's folder
-    if write:
-        os.environ["NNC_PUBLISH"] = "1"
+    os.environ["NNC_PUBLISH"] = str(FIGURES if write else BUILD / "figures")
     chosen = [path for path in notebooks() if only in path.name]
     if not chosen:
         raise ValueError(f"only must be part of a notebook's name, got {only!r}; there are {', '.join(p.name for p in notebooks())}")

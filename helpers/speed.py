@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import torch.nn.utils.prune
 from torch import nn
 
-from helpers import low_rank, models, pruning, results
+from helpers import business, low_rank, models, pruning, quantization, results, widgets
 from helpers.data import CIFAR10_MEAN, CIFAR10_STD, cifar10_root, load_data
 from helpers.series import TEACHER
-from helpers.training import Callback, Run, fit
+from helpers.training import Callback, Run, fit, predict
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -86,8 +86,8 @@ class _Timed(Callback):
 
 
 def speed_all(arguments: argparse.Namespace) -> None:
-    """Time everything that is timed: the loop, pruning, factorization."""
-    for command in (speed, speed_pruning, speed_low_rank):
+    """Time everything that is timed: the loop, pruning, factorization, the sliders."""
+    for command in (speed, speed_pruning, speed_low_rank, speed_sliders):
         command(arguments)
 
 
@@ -117,6 +117,33 @@ def speed_low_rank(arguments: argparse.Namespace) -> None:
     row |= {"tensorly_seconds": round(ended - factorized, 2), "ratio": round((ended - factorized) / (factorized - analyzed), 2)}
     results.append("speed_low_rank", row | results.provenance(0))
     print(f"analyze {row['analyze_seconds']} s, factorize {row['factorize_seconds']} s, tensorly {row['tensorly_seconds']} s")
+
+
+def speed_sliders(arguments: argparse.Namespace) -> None:
+    """Time how long each slider takes to redraw its figure, the slowest of its positions; append to data/results/speed_sliders.csv."""
+    data, model = load_data("cifar10"), models.load(TEACHER)
+    sample, weight = data.validation.take(slice(0, 100)), model.get_submodule("features.20").weight.detach()
+    layers = {name: model.get_submodule(name) for name in pruning.prunable(model)}
+    full = {name: min(layer.weight.flatten(1).shape) for name, layer in layers.items()}
+    even = {name: low_rank.break_even_rank(layer) for name, layer in layers.items()}
+    networks = [business.Network(name, milliseconds, 80 / milliseconds, 0.92) for name, milliseconds in (("before", 12.0), ("after", 0.5))]
+    boxes = {
+        "temperature": widgets.temperature_slider(predict(model, sample)[0], data.classes, 0),
+        "sparsity": widgets.sparsity_slider(weight, pruning.sweep(model, sample, (0.0, 0.5, 0.9)), 0.5),
+        "energy": widgets.energy_slider(low_rank.sweep(model, sample, (0.5, 0.9, 1.0)), full, even),
+        "bits": widgets.bits_slider(weight[0], quantization.sweep(model, sample, (2, 4, 8))),
+        "cost": widgets.cost_sliders(*networks, business.Assumptions()),
+    }
+    for name, box in boxes.items():
+        slider, seconds = box.children[0], []
+        positions = [slider.min, slider.max] if name == "temperature" else [value for _, value in slider._options_full]
+        for value in (*positions, *positions[::-1])[1:]:
+            started = time.perf_counter()
+            slider.value = value
+            seconds.append(time.perf_counter() - started)
+        row = {"slider": name, "redraws": len(seconds), "median_seconds": round(statistics.median(seconds), 3)}
+        results.append("speed_sliders", row | {"largest_seconds": round(max(seconds), 3)} | results.provenance(0))
+        print(f"{name}: a redraw takes {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s")
 
 
 def _tutorial_loop(batch_size: int, steps: int) -> float:

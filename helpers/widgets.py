@@ -138,14 +138,21 @@ def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[...,
     def drawn() -> bytes:
         return png(draw(**{name: slider.value for name, slider in sliders.items()}))
 
-    picture = ipywidgets.Image(value=drawn(), format="png")
+    def said() -> str:  # for whoever hears the page instead of seeing it
+        return "figure at " + ", ".join(f"{slider.description} {_readout(slider)}" for slider in sliders.values())
+
+    picture = ipywidgets.Image(value=drawn(), format="png", tooltip=said())
 
     def redraw(_change: dict) -> None:
-        picture.value = drawn()
+        picture.value, picture.tooltip = drawn(), said()
 
     for slider in sliders.values():
         slider.observe(redraw, names="value")
     return ipywidgets.VBox([*sliders.values(), picture])
+
+
+def _readout(slider: ipywidgets.Widget) -> str:
+    return slider.label if isinstance(slider, ipywidgets.SelectionSlider) else f"{slider.value:g}"
 
 
 def png(figure: Figure) -> bytes:

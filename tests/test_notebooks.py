@@ -35,11 +35,11 @@ class TestEveryNotebook:
         cells = read(path).cells
         assert cells[0].cell_type == "markdown"
         assert cells[0].source.startswith("# ")
-        first, setup = code(path)[:2]
-        assert tags(first) == ["parameters"]
+        first, fetch, setup = code(path)[:3]
+        assert (tags(first), tags(fetch)) == (["parameters"], ["colab"])
         assert first.source.startswith('budget = "quick"')
         assert "lesson = open_lesson(budget)" in setup.source
-        assert "sys.path" not in "".join(cell.source for cell in cells)
+        assert "sys.path" not in "".join(cell.source for cell in cells if tags(cell) != ["colab"])
 
     def test_is_executed_in_order_without_errors_and_small(self, path):
         assert path.stat().st_size < 1_500_000
@@ -74,7 +74,7 @@ class TestEveryLesson:
             assert heading in text[-1]
 
     def test_was_executed_on_cifar10(self, path):
-        assert "cifar10: 45,000 training" in str(code(path)[1].outputs)
+        assert "cifar10: 45,000 training" in str(code(path)[2].outputs)
 
     def test_every_measured_number_in_the_prose_is_printed(self, path):
         """Percentages, points and factors with a decimal must stand in some cell's output."""
