@@ -22,6 +22,7 @@ NEEDLESS = ("jupyterlab", "papermill")  # Colab is the notebook
 CELL = """\
 # In Colab only: fetch the series at its tag and install what Colab lacks; its PyTorch stays. Elsewhere this does nothing.
 import os
+import shutil
 import subprocess
 import sys
 
@@ -29,7 +30,9 @@ if any(name.startswith("COLAB_") for name in os.environ):
     home = os.path.expanduser("~/nn-compression-tutorials")
     source = os.environ.get("NNC_REPOSITORY", "{repository}")
     if not os.path.isdir(home):
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch={tag}", source, home], check=True)
+        shutil.rmtree(home + ".part", ignore_errors=True)
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch={tag}", source, home + ".part"], check=True)
+        os.rename(home + ".part", home)
     subprocess.run([sys.executable, "-m", "helpers.colab"], cwd=home, check=True)
     if home not in sys.path:
         sys.path.insert(0, home)"""
@@ -80,6 +83,8 @@ def stamp(paths: list[Path]) -> None:
 
 def missing(requirements: str) -> tuple[list[str], list[str]]:
     """Return the requirements of packages that are not installed here at all: what every notebook needs, and what export needs.
+
+    A package that is here in an older version stays as it is: the running kernel may have loaded it.
 
     Args:
         requirements: the text of requirements.txt; its comments divide it into parts.

@@ -1,16 +1,37 @@
 """What nbval does not see: every notebook has the same shape, enough checked cells, working links and printed numbers."""
 
+import ast
+import inspect
+import itertools
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import seaborn as sns
 
+from helpers import plotting, widgets
 from helpers.data import HOME
 from helpers.series import notebooks
 
 PATHS = notebooks()
 LESSONS = [path for path in PATHS if path.parent.name == "notebooks"]
+
+PLAIN = re.compile(r"\d{1,3}(?:,\d{3})+|\d+\.\d+|\d+")
+UNIT = r"(?:\s|-)?(?:%|points?\b|times\b|bits?\b|[kM]B\b|ms\b|m?J\b|dollars\b|pictures\b|parameters\b|weights\b|MACs\b|of \d)"
+MEASURED = re.compile(
+    rf"(?<![\w.,/^-])(?:(?:\d{{1,3}}(?:,\d{{3}})+|\d+\.\d+|\d+)(?={UNIT})|(?:\d{{1,3}}(?:,\d{{3}})+|\d+\.\d+)(?![\w,.]*\d))"
+)
+GIVEN = {  # numbers that are not measured here: facts about data sets, numbers of a worked example or a question, conventions
+    "00_start_here": ("60,000", "1,797", "224", "1,024", "95", "90"),
+    "01_distillation": (),
+    "02_pruning": ("0.875",),
+    "03_low_rank": (),
+    "04_combined": (),
+    "05_deployment": ("0.00001", "0.01"),
+    "06_case_studies": (),
+}
 
 
 def read(path):
@@ -23,6 +44,18 @@ def tags(cell):
 
 def code(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def leads_somewhere(target, page):
+    """Whether a link of ``page`` is an address, or a file that is there, with a heading of the name behind its #."""
+    if target.startswith("https://"):
+        return True
+    file, _, anchor = target.partition("#")
+    other = (page.parent / file) if file else page
+    if not anchor or not other.exists():
+        return other.exists()
+    headings = re.findall(r"^#+ (.+)$", other.read_text("utf-8"), re.MULTILINE)
+    return anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def prints(cell):
@@ -60,8 +93,8 @@ class TestEveryNotebook:
     def test_links_lead_somewhere(self, path):
         for cell in read(path).cells:
             if cell.cell_type == "markdown":
-                for target in re.findall(r"\]\(([^)#]+)\)", cell.source):
-                    assert target.startswith("https://") or (path.parent / target).exists(), target
+                for target in re.findall(r"\]\(([^)]+)\)", cell.source):
+                    assert leads_somewhere(target, path), target
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -76,22 +109,73 @@ class TestEveryLesson:
     def test_was_executed_on_cifar10(self, path):
         assert "cifar10: 45,000 training" in str(code(path)[2].outputs)
 
-    def test_every_measured_number_in_the_prose_is_printed(self, path):
-        """Percentages, points and factors with a decimal must stand in some cell's output."""
-        notebook = read(path)
-        printed = "".join(str(cell.get("outputs", "")) for cell in notebook.cells)
-        prose = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        prose = re.sub(r"\$.*?\$", "", prose, flags=re.DOTALL)  # formulas are not results
-        for number in re.findall(r"\d+\.\d+(?=%| points| times| bits|x )", prose):
-            assert number in printed, number
+    def test_every_number_in_the_prose_is_printed_or_computed(self, path):
+        """A number with a decimal, a thousands' comma or a unit behind it stands in some cell's output or code, or it is in GIVEN."""
+        cells = read(path).cells
+        shown = "".join(cell.source for cell in cells if cell.cell_type == "code")
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            shown += output.get("text", "") + output.get("data", {}).get("text/plain", "")
+        known = {number.replace(",", "") for number in PLAIN.findall(shown)} | {number.replace(",", "") for number in GIVEN[path.stem]}
+        missing = []
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                prose = re.split(r"\*\*References", re.sub(r"\*\*Time and hardware.*", "", cell.source))[0]
+                prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$|```.*?```|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.DOTALL)
+                missing += [match[0] for match in MEASURED.finditer(prose) if match[0].replace(",", "") not in known]
+        assert missing == []
+
+    def test_says_how_long_it_takes_and_on_what_and_where_terms_are(self, path):
+        head = read(path).cells[0].source
+        found = re.search(
+            r"\*\*Time and hardware\*\*: about (\d+) minutes to read, (under|about) (\d+) minutes? to run on two CPU cores; no GPU\.", head
+        )
+        assert found
+        assert "[glossary](GLOSSARY.md)" in head
+        readme = (HOME / "README.md").read_text()
+        row = next(line for line in readme.splitlines() if line.startswith("| [") and f"(notebooks/{path.name})" in line)
+        assert row.endswith(f"| {found[1]} min | {found[2]} {found[3]} min |")
+
+    def test_figures_are_described_for_whoever_cannot_see_them(self, path):
+        for cell in code(path):
+            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+                assert len(cell.metadata.get("alt", "")) > 40, cell.source
+
+    def test_the_slider_starts_where_the_figure_above_it_stands(self, path):
+        """On GitHub no slider runs, and the figure is all there is."""
+        calls = [node for cell in code(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+        found = {}
+        for call in calls:
+            name = getattr(call.func, "attr", "")
+            if re.fullmatch(r"(temperature|sparsity|energy|bits)_(figure|slider)", name):
+                bound = inspect.signature(getattr(widgets, name)).bind(*call.args, **{one.arg: one.value for one in call.keywords})
+                kind, _, what = name.partition("_")
+                given = bound.arguments.get(kind if what == "figure" else "start")
+                default = inspect.signature(getattr(widgets, name)).parameters.get("start")
+                found.setdefault(kind, {})[what] = ast.literal_eval(given) if given is not None else default.default
+        for values in found.values():
+            assert values["figure"] == values["slider"]
+        assert len(found) == (1 if path.stem[:2] in ("01", "02", "03", "04") else 0)
+
+
+def test_colours_tell_apart_for_the_colour_blind_and_are_chosen_in_one_place():
+    assert sns.color_palette("colorblind") == plotting.COLORS
+    for path in PATHS:
+        assert not re.search(r"color=|cmap=|palette", "".join(cell.source for cell in code(path)))
+    plotting.theme()
+    assert plt.rcParams["figure.facecolor"] == "white"  # also in a dark theme
+
+
+def test_every_lesson_leads_to_the_next():
+    for path, following in itertools.pairwise(LESSONS):
+        assert f"]({following.name})" in read(path).cells[-1].source
 
 
 def test_the_readme_names_every_notebook_and_only_files_that_exist():
     readme = (HOME / "README.md").read_text()
     for path in LESSONS:
         assert f"(notebooks/{path.name})" in readme
-    for target in re.findall(r"\]\(([^)#]+)\)", readme):
-        assert target.startswith("https://") or (HOME / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        assert leads_somewhere(target, HOME / "README.md"), target
 
 
 def test_nothing_tracked_is_a_picture_of_cifar10_or_large():

@@ -7,7 +7,13 @@ import sys
 
 import pytest
 
+from helpers import benchmark, models, profiling, results
 from helpers.data import HOME
+from helpers.distillation import DistillationLoss
+from helpers.low_rank import factorize
+from helpers.pruning import GradualPruner, PolynomialSchedule
+from helpers.series import TEACHER, notebooks
+from helpers.training import fit
 
 README = (HOME / "README.md").read_text()
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" in block]
@@ -37,3 +43,62 @@ def test_the_glossary_is_sorted_and_says_each_term_once():
     keys = [re.sub(r"^2:4", "two four", row).lower() for row in rows]
     assert keys == sorted(keys)
     assert len(set(keys)) == len(keys)
+
+
+def test_the_three_lines_that_carry_the_series_run(digits):
+    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" not in block)
+    small = {"data": digits, "fit": lambda model, data, epochs, **options: fit(model, data, epochs=1, batch_size=256, **options)}
+    small |= {name: models.build("vgg11", width=0.05) for name in ("teacher", "student", "model")}
+    used = {"DistillationLoss": DistillationLoss, "GradualPruner": GradualPruner, "PolynomialSchedule": PolynomialSchedule}
+    assert block.count("fit(") == 3
+    exec(block, small | used | {"factorize": factorize})
+
+
+def test_every_benchmark_command_is_one_that_its_parser_takes():
+    commands = re.findall(r"(?:python|accelerate launch) -m helpers\.benchmark([^`\n]*)", README)
+    commands += re.findall(r"`(--(?:data|engine)[^`]*)`", README)
+    assert len(commands) >= 4
+    for command in commands:
+        chosen = benchmark.parser().parse_args(command.split())
+        assert set(chosen.what) <= set(benchmark.COMMANDS)
+
+
+def test_every_make_target_would_run():
+    for target in set(re.findall(r"`make (\w+)", README)):
+        done = subprocess.run(["make", "-n", target], cwd=HOME, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_figure_is_drawn_by_a_notebook():
+    sources = "".join(path.read_text("utf-8") for path in notebooks())
+    shown = re.findall(r"!\[([^\]]+)\]\(figures/(\w+)\.png\)", README)
+    assert shown
+    for described, name in shown:
+        assert len(described) > 30
+        assert f'\\"{name}\\")' in sources, name
+
+
+def test_every_measured_number_outside_the_table_is_in_the_results():
+    """Numbers inside the marks are written by helpers.results, and compared in test_results."""
+    outside = results.MARKS[0].join([README.split(results.MARKS[0])[0], README.split(results.MARKS[1])[1]])
+    lossless = results.read("combined").query("point == 'lossless' and seed == 0").iloc[-1]
+    smaller = lossless["teacher_onnx_bytes"] / lossless["int8_zip_bytes"]
+    faster = lossless["teacher_latency_ms_1_threads"] / lossless["int8_latency_ms_1_threads"]
+    teacher, student = models.load(TEACHER), models.build("tiny_convnet")
+    computed = {
+        f"{smaller:.0f} times smaller": "combined.csv",
+        f"{faster:.0f} times faster": "combined.csv",
+        f"{lossless['int8_correct']:,} of {lossless['total']:,}": "combined.csv",
+        f"{lossless['teacher_correct']:,} (": "combined.csv",
+        f"{lossless['teacher_onnx_bytes'] / 1e6:.0f} MB": "combined.csv",
+        f"{lossless['teacher_zip_bytes'] / 1e6:.0f} MB": "combined.csv",
+        f"{profiling.count_parameters(teacher) / profiling.count_parameters(student):.0f} times fewer": "the two networks",
+    }
+    for text in computed:
+        assert text in outside, text
+    for text in ("170 MB", "9 GB", "3 GB"):  # of other people's files: CIFAR-10's archive, the packages on disk and on their way
+        computed[text] = "not measured by the benchmark"
+    claims = re.findall(r"\d[\d,.]* (?:times \w+|of 10,000|MB|GB)", outside)
+    assert claims
+    for claim in claims:
+        assert any(claim in text or text.startswith(claim) for text in computed), claim
