@@ -151,7 +151,8 @@ def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
 
 def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     """Draw a table of numbers as a heat map with the numbers in it; its index and column names label the axes."""
-    figure, axes = plt.subplots(figsize=(1.1 + 0.85 * table.shape[1], 1.2 + 0.55 * table.shape[0]), layout="constrained")
+    width = 1.5 + 0.07 * max(len(str(name)) for name in table.index) + 0.75 * table.shape[1]
+    figure, axes = plt.subplots(figsize=(width, 1.2 + min(0.55, 5 / len(table)) * len(table)), layout="constrained")
     sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": unit})
     axes.set_title(title)
     axes.grid(visible=False)
@@ -376,8 +377,8 @@ def trade_off(
         axes.axhline(level, color=GRAY, linestyle="--", label="uncompressed")
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # more of them would run into each other
     axes.xaxis.set_minor_formatter("{x:g}x")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.legend(fontsize=8)
     return figure
 

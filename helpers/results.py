@@ -80,7 +80,7 @@ def append(name: str, *new: dict) -> Path:
         raise ValueError(f"new must hold at least one row, and none that is empty, got {new!r}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     with FileLock(RESULTS / f".{name}.lock"):
-        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) if path.exists() else []
+        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))) if path.exists() else []
         rows += [dict(row) for row in new]
         columns = list(dict.fromkeys(key for one in rows for key in one))
         with checks.atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -278,6 +278,8 @@ def _fingerprint(model: nn.Module, data: Data, loss: Loss | None, callbacks: Seq
     """Say what a run trains, on what, how: a checkpoint is only taken up by the run that wrote it."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     described = loss.extra_repr() if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", "")
+    if isinstance(loss, nn.Module) and loss.state_dict():  # another teacher's opinions are another run
+        described += f", weights {digest({name: tensor.detach().cpu() for name, tensor in loss.state_dict().items()})[:10]}"
     observed = [f"{type(callback).__name__}({callback.extra_repr()})" for callback in callbacks if callback.extra_repr()]
     return {
         "data": [data.name, len(data.train), zlib.crc32(data.train.images.cpu().numpy()), zlib.crc32(data.train.labels.cpu().numpy())],

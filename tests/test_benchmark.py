@@ -26,7 +26,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "load_data", lambda *_, **__: data)
     models.save(model, benchmark.TEACHER, torch.float16)
     return argparse.Namespace(
-        seeds=[0], epochs=1, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
+        seeds=[0], epochs=1, end=0.5, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
         only=["dense-0", "gradual-0.9"], tolerances=[0.02],
         budgets=[5.0], macs=[2.0], start=None, point="combined",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -32,6 +33,13 @@ SLIDERS = {
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => cell.model.type === 'code' ?
     cell.model.outputs.toJSON().filter(output => output.output_type === 'error').map(output => output.evalue) : [])"""
 
+WATCH = """image => { window.removed = 0; new MutationObserver(changes => changes.forEach(change => {
+    window.removed += [...change.removedNodes].filter(node => node === image || node.contains?.(image)).length; }))
+    .observe(image.closest('.jp-OutputArea'), {childList: true, subtree: true}); }"""
+CORNER = """async image => { const bitmap = await createImageBitmap(await (await fetch(image.src)).blob());
+    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height); const context = canvas.getContext('2d');
+    context.drawImage(bitmap, 0, 0); return Array.from(context.getImageData(0, 0, 1, 1).data); }"""
+
 if CHROMIUM is None:
     pytest.skip("Chromium is not installed: apt install chromium, or set CHROMIUM to its path", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -50,7 +58,7 @@ def lab(tmp_path_factory):
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder / 'notebooks'}", "--expose-app-in-browser"]
+    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser", opening()]
     environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "NNC_DATA": "digits"}
     environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "NNC_BUDGET": "quick"}
     log = (folder / "lab.log").open("w")
@@ -68,6 +76,12 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+    assert "Traceback" not in (folder / "lab.log").read_text()  # what goes wrong behind a slider is said nowhere else
+
+
+def opening():
+    """The Makefile's own words for the page that make lab opens."""
+    return re.search(r"--LabApp\.default_url=\S+", (HOME / "Makefile").read_text())[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +99,21 @@ def test_nobody_gets_in_without_the_token(lab):
     assert refused.value.code == 403
 
 
+def test_make_lab_opens_the_start_which_leads_on(lab, browser):
+    address, token = lab
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.goto(f"{address}/?token={token}", wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell h1", timeout=60_000)
+    current = "() => window.jupyterapp.shell.currentWidget.title.label"
+    assert page.evaluate(current) == "00_start_here.ipynb"
+    page.evaluate("() => window.jupyterapp.commands.execute('toc:show-panel')")
+    contents = page.locator(".jp-TableOfContents-content, .jp-TableOfContents-tree").first
+    contents.get_by_text("The one idea", exact=False).first.wait_for(timeout=20_000)
+    page.locator(".jp-NotebookPanel .jp-MarkdownOutput a", has_text="01 distillation").first.click()
+    page.wait_for_function(f"() => ({current})() === '01_distillation.ipynb'", timeout=20_000)
+    page.close()
+
+
 @pytest.mark.parametrize("name", SLIDERS)
 def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     address, token = lab
@@ -92,7 +121,7 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", wait_until="domcontentloaded")
+    page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}&reset", wait_until="domcontentloaded")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
     page.wait_for_function(
         "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
@@ -120,13 +149,26 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{name}-dragged.png")
     lowest = slider.locator(".widget-readout").inner_text()
-    handle.focus()
+    page.evaluate(WATCH, image.element_handle())
+    slider.locator(".widget-label").click()
+    for _ in range(5):  # by keys alone: Tab reaches the handle
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.matches('.noUi-handle')"):
+            break
+    assert page.evaluate("handle => document.activeElement === handle", handle.element_handle())
     page.keyboard.press("ArrowRight")
     assert _settled(page, image) != dragged
+    assert page.evaluate("image => image.title", image.element_handle()).endswith(slider.locator(".widget-readout").inner_text())
     assert slider.locator(".widget-readout").inner_text() != lowest
     page.keyboard.press("ArrowLeft")
     assert slider.locator(".widget-readout").inner_text() == lowest
     assert _settled(page, image) == dragged  # the picture belongs to the value, however fast it came there
+    assert page.evaluate("() => window.removed") == 0  # no flicker: the picture is exchanged, never taken away
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector("body[data-jp-theme-light='false']", timeout=20_000)
+    page.screenshot(path=SHOTS / f"{name}-dark.png")
+    assert page.evaluate(CORNER, image.element_handle()) == [255, 255, 255, 255]  # a white ground, in a dark page too
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
     assert not [text for text in complaints if not _harmless(text)]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     page.close()

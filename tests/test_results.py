@@ -24,6 +24,12 @@ def test_rows_are_appended_and_new_columns_added(folder):
     assert [path.name for path in folder.iterdir() if path.suffix == ".csv"] == ["table.csv"]
 
 
+def test_line_ends_inside_a_cell_outlive_every_append(folder):
+    results.append("table", {"a": "one\r\ntwo\rthree\nfour"})
+    path = results.append("table", {"a": "five"})
+    assert path.read_bytes() == b'a\n"one\r\ntwo\rthree\nfour"\nfive\n'
+
+
 def test_a_finished_row_is_recognised(folder):
     assert not results.finished("table", {"a": 1})
     results.append("table", {"a": 1, "b": 0.5, "c": "x"})

@@ -189,6 +189,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(few, tmp_path, step):
     assert history["loss"].tolist() == expected["loss"].tolist()
 
 
+def test_a_checkpoint_of_a_run_with_another_teacher_is_refused(few, tmp_path):
+    path, teacher, other = tmp_path / "run.safetensors", models.build("tiny_convnet", width=0.2), models.build("tiny_convnet", width=0.2)
+    for _ in range(2):  # the second goes on from the first
+        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(teacher), checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="belongs to a run with loss"):
+        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(other), checkpoint=path, progress=False)
+
+
 def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
     path = tmp_path / "run.safetensors"
     fit(small(), few, epochs=1, batch_size=64, checkpoint=path, progress=False)
@@ -196,7 +204,9 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
     with pytest.raises(ValueError, match=r"belongs to a run with lr 0\.1 \(now 0\.2\)"):
         fit(small(), few, epochs=1, batch_size=64, lr=0.2, checkpoint=path, progress=False)
     assert path.read_bytes() == content
-    with pytest.raises(ValueError, match=r"belongs to a run with loss '' \(now 'DistillationLoss\(temperature=4, alpha=0\.9\)'\)"):
+    with pytest.raises(
+        ValueError, match=r"belongs to a run with loss '' \(now 'DistillationLoss\(temperature=4, alpha=0\.9, weights \w{10}\)'\)"
+    ):
         fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(small()), checkpoint=path, progress=False)
     other = load_data("digits", train_limit=256, seed=1)
     with pytest.raises(ValueError, match="belongs to a run with data"):

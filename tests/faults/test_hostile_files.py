@@ -1,6 +1,7 @@
 """Checkpoints that are truncated, bit-flipped, foreign or made to harm: refused by name, no code run, no memory taken."""
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -37,10 +38,13 @@ def files(tmp_path_factory):
     return {kind: path.read_bytes() for kind, path in paths.items()}
 
 
+digits = functools.cache(lambda: load_data("digits", train_limit=64))
+
+
 def resume(path):
     torch.manual_seed(0)
     model = models.build("tiny_convnet", width=0.1)
-    fit(model, load_data("digits", train_limit=64), epochs=1, batch_size=64, checkpoint=path, progress=False)
+    fit(model, digits(), epochs=1, batch_size=64, checkpoint=path, progress=False)
     return model
 
 
