@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import pandas as pd
 
 from helpers import checks
+from helpers.data import HOME
 
 DAYS_PER_YEAR = 365
 MS_PER_HOUR = 3_600_000
@@ -27,7 +29,8 @@ class Network:
         latency_ms: of one inference on the machine that serves it, above 0.
         file_mb: bytes of the file that is sent / 10^6, above 0.
         accuracy: share of 1.
-        memory_mb: bytes of its weights where it runs, unpacked, / 10^6, above 0; activations come on top.
+        memory_mb: bytes of its weights where it runs, unpacked, / 10^6, above 0.
+        process_mb: bytes / 10^6 by which a process grew that loaded and ran it, above 0; None where nobody measured it.
     """
 
     name: str
@@ -35,54 +38,104 @@ class Network:
     file_mb: float
     accuracy: float
     memory_mb: float
+    process_mb: float | None = None
 
     def __post_init__(self) -> None:
         checks.number("latency_ms", self.latency_ms, 0, 1e15, open_low=True)
         checks.number("file_mb", self.file_mb, 0, 1e15, open_low=True)
         checks.number("accuracy", self.accuracy, 0, 1)
         checks.number("memory_mb", self.memory_mb, 0, open_low=True)
+        if self.process_mb is not None:
+            checks.number("process_mb", self.process_mb, 0, open_low=True)
 
 
-def measured(runs: pd.DataFrame, point: str) -> pd.Series:
-    """Return the row of data/results/combined.csv that stands for a point: the last one of seed 0, whose file is in data/checkpoints.
+def measured(runs: pd.DataFrame, point: str, folder: str | Path = HOME / "data" / "checkpoints") -> pd.Series:
+    """Return the row of data/results/combined.csv that stands for a point: the last one of seed 0, whose file is in ``folder``.
 
     Args:
         runs: what ``results.read("combined")`` gave.
         point: the name of a compressed network.
+        folder: where its file lies.
 
     Raises:
         ValueError: ``runs`` has no such point.
+        FileNotFoundError: the file is not there, so nobody could measure the network again; the message names it.
     """
     rows = runs[runs["seed"] == 0]
     checks.choice("point", point, rows["point"].unique())
+    file = checks.path("folder", folder) / f"vgg19_{point}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: of point {point!r} there are rows, but no network")
     return rows[rows["point"] == point].iloc[-1]
 
 
-def networks(runs: pd.DataFrame, point: str) -> dict[str, Network]:
+def process_mb(formats: pd.DataFrame, file: str, kind: str = "ONNX") -> float | None:
+    """Return by how much a process grew that loaded a network and classified one picture, the runtime's own memory taken off.
+
+    Args:
+        formats: what ``results.read("formats")`` gave.
+        file: the network's name in data/checkpoints.
+        kind: the format it ran in.
+
+    Returns:
+        10^6 bytes, of the last such row; None if there is none, or none with a measurement.
+    """
+    rows = formats[(formats["file"] == file) & (formats["format"] == kind)].dropna(subset=["peak_mb", "baseline_mb"])
+    return None if rows.empty else float(rows["peak_mb"].iloc[-1] - rows["baseline_mb"].iloc[-1])
+
+
+def _network(row: pd.Series, key: str, name: str, process: float | None) -> Network:
+    """Return the network whose columns in ``row`` begin with ``key``."""
+    columns = {key + column: row.get(key + column) for column in ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")}
+    missing = [column for column, value in columns.items() if pd.isna(value)]
+    if missing:
+        raise ValueError(f"the row of {name!r} must have all its measurements, but {', '.join(missing)} is empty")
+    latency, sent, weights, correct = map(float, columns.values())
+    return Network(name, latency, sent / 1e6, correct / float(row["total"]), weights / 1e6, process)
+
+
+def networks(
+    runs: pd.DataFrame, point: str, formats: pd.DataFrame | None = None, folder: str | Path = HOME / "data" / "checkpoints"
+) -> dict[str, Network]:
     """Return what one row of data/results/combined.csv measured: three networks side by side, in the same runtime.
 
     Args:
         runs: what ``results.read("combined")`` gave.
         point: which compressed network; its row is the one that ``measured`` returns.
+        formats: what ``results.read("formats")`` gave, for the memory of a process; without it none is known.
+        folder: as in ``measured``.
 
     Returns:
         teacher, compressed, and int8 (the compressed one in 8 bits): ONNX Runtime, batch 1, 1 thread. The file is the zipped one.
         The two small ones are named after the point.
 
     Raises:
-        ValueError: ``runs`` has no such point.
+        ValueError: ``runs`` has no such point, or its row lacks a measurement; the message says of which network.
+        FileNotFoundError: as in ``measured``.
     """
-    run = measured(runs, point)
+    run = measured(runs, point, folder)
+    roles = {"teacher": ("teacher_", "teacher"), "compressed": ("", point), "int8": ("int8_", f"{point} int8")}
     found = {}
-    for role, key, name in (("teacher", "teacher_", "teacher"), ("compressed", "", point), ("int8", "int8_", f"{point} int8")):
-        found[role] = Network(
-            name,
-            latency_ms=float(run[f"{key}latency_ms_1_threads"]),
-            file_mb=float(run[f"{key}zip_bytes"]) / 1e6,
-            accuracy=float(run[f"{key}correct"] / run["total"]),
-            memory_mb=float(run[f"{key}onnx_bytes"]) / 1e6,
-        )
+    for role, (key, name) in roles.items():
+        file, kind = "vgg19" if role == "teacher" else f"vgg19_{point}", "ONNX, int8" if role == "int8" else "ONNX"
+        found[role] = _network(run, key, name, None if formats is None else process_mb(formats, file, kind))
     return found
+
+
+def teacher_int8(shipped: pd.DataFrame, formats: pd.DataFrame | None = None) -> Network:
+    """Return the teacher in 8-bit integers, which needs no training: what the last row of ``vgg19`` in data/results/shipped.csv measured.
+
+    Args:
+        shipped: what ``results.read("shipped")`` gave.
+        formats: as in ``networks``.
+
+    Raises:
+        ValueError: there is no such row, or it lacks a measurement.
+    """
+    rows = shipped[shipped["file"] == "vgg19"]
+    if rows.empty:
+        raise ValueError("shipped must have a row of 'vgg19', and has none")
+    return _network(rows.iloc[-1], "int8_", "teacher int8", None if formats is None else process_mb(formats, "vgg19", "ONNX, int8"))
 
 
 @dataclass(frozen=True)
@@ -133,7 +186,7 @@ def energy_joules(network: Network, assumptions: Assumptions) -> float:
 
 
 def cost_per_year(network: Network, assumptions: Assumptions) -> dict[str, float]:
-    """Return what running a network costs in a year: compute, transfer, electricity, and their total.
+    """Return what running a network costs in a year: compute, downloads, electricity, and their total.
 
     compute is the hours that all inferences take, one after the other, over the share of rented time in which the processor is busy.
     """
@@ -142,7 +195,7 @@ def cost_per_year(network: Network, assumptions: Assumptions) -> dict[str, float
     busy_hours = per_year * network.latency_ms / MS_PER_HOUR
     cost = {
         "compute": busy_hours / assumptions.utilization * assumptions.price_per_cpu_hour,
-        "transfer": assumptions.downloads_per_year * network.file_mb / 1000 * assumptions.price_per_gb,
+        "downloads": assumptions.downloads_per_year * network.file_mb / 1000 * assumptions.price_per_gb,
         "electricity": per_year * energy_joules(network, assumptions) / 3.6e6 * assumptions.price_per_kwh,
     }
     return cost | {"total": sum(cost.values())}
@@ -193,6 +246,7 @@ def worth_it(before: Network, after: Network, assumptions: Assumptions, years: f
         accuracy_lost: what the product can bear, a share of 1.
     """
     checks.number("accuracy_lost", accuracy_lost, 0, 1)
+    checks.number("years", years, 0, 100, open_low=True)
     _check(assumptions, before=before, after=after)
     lost = before.accuracy - after.accuracy
     if lost > accuracy_lost:
@@ -261,7 +315,7 @@ class UseCase:
         inferences_per_device_per_day: how often each one uses the network.
         updates_per_year: how often each one downloads it.
         latency_ms: that one inference may take, above 0.
-        memory_mb: that the weights may fill, above 0.
+        memory_mb: that the network may fill, weights and all it needs to run, above 0.
         update_mb: that one download may have, above 0.
         joules_per_day: that a device may spend on it, above 0.
     """
@@ -301,10 +355,44 @@ def on_device(network: Network, times_slower: float) -> Network:
 
 
 def needs(network: Network, use: UseCase) -> dict[str, float]:
-    """Return what a network takes of a device: latency_ms, memory_mb, update_mb, joules_per_day."""
+    """Return what a network takes of a device: latency_ms, memory_mb, update_mb, joules_per_day.
+
+    Its memory is that of a process where one was measured, and that of the weights alone, which is less, where not.
+    """
+    checks.instance("network", network, Network)
+    checks.instance("use", use, UseCase)
     there = on_device(network, use.times_slower)
     joules = energy_joules(there, use.service()) * use.inferences_per_device_per_day
-    return {"latency_ms": there.latency_ms, "memory_mb": there.memory_mb, "update_mb": there.file_mb, "joules_per_day": joules}
+    memory = there.memory_mb if there.process_mb is None else there.process_mb
+    return {"latency_ms": there.latency_ms, "memory_mb": memory, "update_mb": there.file_mb, "joules_per_day": joules}
+
+
+def misses(network: Network, use: UseCase) -> list[str]:
+    """Return the names of the budgets that a network does not fit into; none: it fits."""
+    return [budget for budget, needed in needs(network, use).items() if needed > getattr(use, budget)]
+
+
+def verdict(before: Network, after: Network, use: UseCase, assumptions: Assumptions, years: float = 1, accuracy_lost: float = 0.01) -> str:
+    """Say in a few words whether a network can and should take the place of another on a device: first budgets, then accuracy, then money.
+
+    Args:
+        before: what was there first; equal to ``after`` to ask about it alone.
+        after: what would run.
+        use: the device and its budgets.
+        assumptions: of the service, the engineers' days for this change among them.
+        years: over which money counts.
+        accuracy_lost: what the product can bear, a share of 1.
+    """
+    pays, _ = worth_it(before, after, assumptions, years, accuracy_lost)
+    missed = misses(after, use)
+    if missed:
+        return "misses " + ", ".join(missed)
+    if after == before:
+        return "fits"
+    if before.accuracy - after.accuracy > accuracy_lost:
+        return "fits, but loses too much accuracy"
+    needed = "needed" if misses(before, use) else "fits"
+    return f"{needed}, and pays" if pays else f"{needed}, but does not pay"
 
 
 def budgets(candidates: Mapping[str, Network], uses: Mapping[str, UseCase]) -> pd.DataFrame:

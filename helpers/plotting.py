@@ -9,7 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 COLORS = sns.color_palette("colorblind")
@@ -319,7 +321,9 @@ def bits(weight: Tensor, rounded: Tensor, table: pd.DataFrame, chosen: int) -> F
     return figure
 
 
-def front(table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str) -> Figure:
+def front(
+    table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str, low: str | None = None, high: str | None = None
+) -> Figure:
     """Draw models as points, less to the left and better to the top, and join those that no other beats in both.
 
     Args:
@@ -329,18 +333,65 @@ def front(table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel:
         labels: the column with the names.
         xlabel: with its unit.
         ylabel: with its unit.
+        low: the column with the lower end of the accuracy's 95% interval; with ``high``, each point gets an error bar.
+        high: the column with its upper end.
     """
     ordered = table.sort_values([x, y], ascending=[True, False])
     best = ordered[ordered[y] > ordered[y].cummax().shift(fill_value=float("-inf"))]
-    figure, axes = plt.subplots(figsize=(7.6, 4.2), layout="constrained")
-    axes.plot(best[x], best[y], "-", color=ORANGE, drawstyle="steps-post", label="nothing smaller is better")
+    figure, axes = plt.subplots(figsize=(7.6, 4.8), layout="constrained")
+    name = "Pareto front: no other is both cheaper and more accurate"
+    axes.plot(best[x], best[y], "-", color=ORANGE, drawstyle="steps-post", label=name)
     axes.plot(ordered[x], ordered[y], "o", color=BLUE)
-    for _, row in ordered.iterrows():
-        axes.annotate(row[labels], (row[x], row[y]), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    steps, bars = Path(list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))), []
+    if low and high:
+        axes.vlines(ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval")
+        bars = [Path([(row[x], row[low]), (row[x], row[high])]) for _, row in ordered.iterrows()]
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     _plain_logarithm(axes)
-    axes.margins(x=0.12, y=0.12)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.margins(x=0.12, y=0.05)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    _name_points(axes, list(zip(ordered[labels], ordered[x], ordered[y], strict=True)), steps, bars)
+    return figure
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: Path, bars: Sequence[Path]) -> None:
+    """Write each name (name, x, y) near its point, clear of the line, of the points and of other names, and of bars where it can be."""
+    axes.figure.draw_without_rendering()  # settles the layout: places are compared in pixels
+    line, *bars = (axes.transData.transform_path(path) for path in (line, *bars))
+    taken = [Bbox([place, place]).padded(5) for place in axes.transData.transform([point[1:] for point in points])]
+    for name, *point in points:
+        text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=9)
+        tried = []
+        for right, up in ((right, up) for far in range(1, 25, 2) for up in (far, -far) for right in (6, -6)):
+            text.set(position=(right, up), ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top")
+            box = text.get_window_extent().padded(3)
+            struck = box.count_overlaps(taken) + line.intersects_bbox(box, filled=False) + (axes.bbox.count_contains(box.corners()) < 4)
+            crossed = sum(bar.intersects_bbox(box, filled=False) for bar in bars)
+            tried.append((100 * struck + 5 * crossed + abs(up), len(tried), text.get_position(), text.get_ha(), text.get_va(), box))
+        _, _, position, ha, va, box = min(tried)
+        text.set(position=position, ha=ha, va=va, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+        taken.append(box)
+
+
+def waterfall(table: pd.DataFrame) -> Figure:
+    """Draw the steps of a chain: what each leaves of the file, a dot, and what it takes away, a bar; equal lengths are equal factors.
+
+    Args:
+        table: a row per step, in order: step (its name), bytes, right (correct answers).
+    """
+    left = table["bytes"] / 1e6
+    before = left.shift(fill_value=left.iloc[0])
+    figure, axes = plt.subplots(figsize=(7.6, 2.9), layout="constrained")
+    axes.barh(table["step"], before - left, left=left, height=0.5, color=ORANGE, label="taken away by this step")
+    axes.plot(left, table["step"], "o", color=BLUE, label="left after it")
+    for place, (size, was, right) in enumerate(zip(left, before, table["right"], strict=True)):
+        says = axes.annotate(f"{size:.2f} MB, {right:,} right", (was, place), xytext=(9, 0), textcoords="offset points", va="center")
+        says.set(fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.set(xscale="log", xlabel="file (MB)", xlim=(left.min() / 1.5, 6 * left.max()))
+    _plain_logarithm(axes)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
 
@@ -396,13 +447,13 @@ def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: 
     """Draw what the sliders of notebook 06 show: what a year costs, and what has been spent since the start.
 
     Args:
-        per_year: {network: {kind of cost: money a year}}.
-        invested: {network: money at the start}.
+        per_year: {network: {kind of cost: dollars a year}}.
+        invested: {network: dollars at the start}.
         years: to look ahead.
         title: over the whole figure.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), width_ratios=[1.05, 1])
-    figure.subplots_adjust(left=0.13, right=0.98, top=0.8, bottom=0.16, wspace=0.24)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9), width_ratios=[1.05, 1])
+    figure.subplots_adjust(left=0.13, right=0.98, top=0.76, bottom=0.14, wspace=0.28)
     figure.suptitle(title, fontsize=10, x=0.02, ha="left")
     kinds, start = list(next(iter(per_year.values()))), dict.fromkeys(per_year, 0.0)
     for kind, color, hatch in zip(kinds, COLORS, ("", "//", ".."), strict=False):
@@ -411,15 +462,16 @@ def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: 
         start = {name: start[name] + costs[kind] for name, costs in per_year.items()}
     for position, total in enumerate(start.values()):
         left.text(total, position, f" {total:,.0f}", va="center", fontsize=9)
-    left.set(title="cost a year", xlim=(0, 1.25 * max(start.values()) or 1))
+    left.set(xlabel="dollars a year", xlim=(0, 1.25 * max(start.values()) or 1))
+    left.set_title("what a year costs", loc="left", fontsize=10)
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
     left.legend(fontsize=8, loc="lower right")
-    for (name, total), style, color in zip(start.items(), ("-", "--"), (GRAY, COLORS[4]), strict=False):
+    for (name, total), style, color in zip(start.items(), ("-", "--", ":"), (GRAY, COLORS[4], COLORS[3]), strict=False):
         right.plot([0, years], [invested[name], invested[name] + years * total], style, color=color, linewidth=2, label=name)
-    right.set(xlabel="years", ylim=(0, None), xlim=(0, years))
-    right.set_title("spent since the start", loc="left")
-    right.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, frameon=False, columnspacing=1)
+    right.set(xlabel="years", ylabel="dollars spent", ylim=(0, 1.3 * (right.dataLim.y1 or 1)), xlim=(0, years))  # room for the legend
+    right.set_title("spent since the start, engineers included", loc="left", fontsize=10)
+    right.legend(fontsize=8, loc="upper left", ncols=3, columnspacing=1, handlelength=1.6)
     for axes in (left.xaxis, right.yaxis):
         axes.set_major_formatter(_short)
     left.xaxis.get_major_locator().set_params(nbins=5)

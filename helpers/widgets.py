@@ -163,16 +163,23 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-COST_STEPS = {  # {assumption: (what stands beside its slider, where it can stand)}
+COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where it can stand)}
     "inferences_per_day": ("inferences a day", (*(digit * 10**power for power in range(3, 9) for digit in (1, 2, 5)), 10**9)),
     "price_per_cpu_hour": ("price per CPU hour", (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)),
+    "utilization": ("utilization", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),
     "price_per_gb": ("download price per GB", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
     "engineer_days": ("engineer days", (0, 1, 2, 5, 10, 20, 40, 60, 100)),
+    "years": ("years", (1, 2, 3, 5, 10)),
 }
 
 
 def cost_figure(
-    before: business.Network, after: business.Network, assumptions: business.Assumptions, years: float = 3, **chosen: float
+    before: business.Network,
+    after: business.Network,
+    assumptions: business.Assumptions,
+    years: float = 3,
+    other: tuple[business.Network, float] | None = None,
+    **chosen: float,
 ) -> Figure:
     """Draw what a service costs with one network and with another, and whether the change pays.
 
@@ -181,31 +188,46 @@ def cost_figure(
         after: what would run.
         assumptions: of the service.
         years: to look ahead, above 0.
+        other: what could run instead of ``after``, and the engineer days that it takes; no slider moves these.
         **chosen: assumptions to change, by name, such as inferences_per_day.
 
     Raises:
-        TypeError: ``chosen`` names no assumption.
+        TypeError: ``chosen`` names no assumption, or ``other`` is no such pair.
         ValueError: a value is out of range.
     """
     here = replace(assumptions, **chosen)
-    costs = {network.name: business.cost_per_year(network, here) for network in (before, after)}
-    found = business.saving(before, after, here, years)
+    plans = {after.name: (after, here)}
+    if other is not None:
+        if not isinstance(other, tuple) or len(other) != 2 or not isinstance(other[0], business.Network):
+            raise TypeError(f"other must be a Network and its engineer days, got {type(other).__name__}")
+        plans = {other[0].name: (other[0], replace(here, engineer_days=checks.number("other", other[1], 0, 1e15)))} | plans
+    costs = {network.name: business.cost_per_year(network, here) for network in (before, *(network for network, _ in plans.values()))}
     per_year = {name: {kind: cost for kind, cost in kinds.items() if kind != "total"} for name, kinds in costs.items()}
     million = 1e6 / (here.inferences_per_day * business.DAYS_PER_YEAR) if here.inferences_per_day else 0.0
-    each = " and ".join(f"{kinds['total'] * million:,.2f} ({name})" for name, kinds in costs.items())
-    verdict = f"pays after {found['payback_days']:,.0f} days" if found["net"] > 0 else f"does not pay within {years:g} year(s)"
-    title = f"A million inferences cost {each}.\nCompressing costs {found['investment']:,.0f} and {verdict}: {found['net']:+,.0f}."
-    return plotting.cost_of_an_inference(per_year, {before.name: 0.0, after.name: found["investment"]}, years, title)
+    each = ", ".join(f"{name} {kinds['total'] * million:,.2f}" for name, kinds in costs.items())
+    invested, lines = {before.name: 0.0}, [f"Per million inferences, downloads included: {each} dollars."]
+    for name, (network, plan) in plans.items():
+        found = business.saving(before, network, plan, years)
+        invested[name] = found["investment"]
+        returned = f"{100 * found['return_on_investment']:+,.0f}%" if found["investment"] else "none (nothing is spent)"
+        back = f"paid back in {found['payback_days']:,.0f} days" if found["net"] > 0 else "not paid back"
+        net = f"net {found['net']:+,.0f} dollars, return on the money spent {returned}, {back}"
+        lines.append(f"Over {years:g} year{'' if years == 1 else 's'}, {name}: {net}.")
+    return plotting.cost_of_an_inference(per_year, invested, years, "\n".join(lines))
 
 
 def cost_sliders(
-    before: business.Network, after: business.Network, assumptions: business.Assumptions, years: float = 3
+    before: business.Network,
+    after: business.Network,
+    assumptions: business.Assumptions,
+    years: float = 3,
+    other: tuple[business.Network, float] | None = None,
 ) -> ipywidgets.Widget:
     """Return the sliders "cost of an inference" of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
     sliders = {}
     for name, (label, steps) in COST_STEPS.items():
-        start = getattr(assumptions, name)
+        start = years if name == "years" else getattr(assumptions, name)
         options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
         layout, style = ipywidgets.Layout(width="34em"), {"description_width": "12em"}
         sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, description=label, layout=layout, style=style)
-    return figure_sliders(sliders, lambda **chosen: cost_figure(before, after, assumptions, years, **chosen))
+    return figure_sliders(sliders, lambda **chosen: cost_figure(before, after, assumptions, other=other, **chosen))

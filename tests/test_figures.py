@@ -180,47 +180,69 @@ SERVICE = business.Assumptions(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "compute", "transfer", "spent"),
+    ("name", "value", "compute", "downloads", "spent"),
     [
         ("inferences_per_day", 1_000, 0.73, 40, 500 + 3 * 1.073),
         ("inferences_per_day", 1_000_000, 730, 40, 500 + 3 * 74),
         ("inferences_per_day", 10**9, 730_000, 40, 500 + 3 * 73_001),
         ("price_per_cpu_hour", 0.01, 73, 40, 500 + 3 * 8.3),
         ("price_per_cpu_hour", 1.0, 7_300, 40, 500 + 3 * 731),
+        ("utilization", 0.05, 7_300, 40, 500 + 3 * 731),
+        ("utilization", 1.0, 365, 40, 500 + 3 * 37.5),
         ("price_per_gb", 0.0, 730, 0, 500 + 3 * 73),
         ("price_per_gb", 0.5, 730, 40, 500 + 3 * 74),
         ("engineer_days", 0, 730, 40, 3 * 74),
         ("engineer_days", 100, 730, 40, 10_000 + 3 * 74),
     ],
 )
-def test_cost_figure_at_its_lowest_default_and_highest(name, value, compute, transfer, spent):
+def test_cost_figure_at_its_lowest_default_and_highest(name, value, compute, downloads, spent):
     assert value in (*widgets.COST_STEPS[name][1][:: len(widgets.COST_STEPS[name][1]) - 1], getattr(SERVICE, name))
     left, right = widgets.cost_figure(LARGE, SMALL, SERVICE, **{name: value}).axes
-    assert [bar.get_width() for bar in left.patches] == pytest.approx([compute, compute / 10, transfer, transfer / 40, 0, 0])
+    assert [bar.get_width() for bar in left.patches] == pytest.approx([compute, compute / 10, downloads, downloads / 40, 0, 0])
     assert left.patches[2].get_x() == pytest.approx(compute)  # stacked behind
-    assert right.lines[0].get_ydata()[[0, -1]] == pytest.approx([0, 3 * (compute + transfer)])
+    assert right.lines[0].get_ydata()[[0, -1]] == pytest.approx([0, 3 * (compute + downloads)])
     assert right.lines[1].get_ydata()[[0, -1]] == pytest.approx([value * 100 if name == "engineer_days" else 500, spent])
 
 
 def test_cost_figure_says_whether_it_pays():
     def title(**chosen):
-        return widgets.cost_figure(LARGE, SMALL, SERVICE, 1, **chosen).get_suptitle()
+        return widgets.cost_figure(LARGE, SMALL, SERVICE, **({"years": 1} | chosen)).get_suptitle()
 
-    assert "A million inferences cost 2.11 (large) and 0.20 (small)." in title()  # 770 and 74 over 365 million
-    assert "costs 500 and pays after 262 days: +196." in title()
-    assert "costs 10,000 and does not pay within 1 year(s): -9,304." in title(engineer_days=100)
-    assert "cost 0.00 (large)" in title(inferences_per_day=0)
+    assert "Per million inferences, downloads included: large 2.11, small 0.20 dollars." in title()  # 770 and 74 over 365 million
+    assert "Over 1 year, small: net +196 dollars, return on the money spent +39%, paid back in 262 days." in title()
+    assert "net -9,304 dollars, return on the money spent -93%, not paid back." in title(engineer_days=100)
+    assert "Over 10 years, small: net +6,460 dollars, return on the money spent +1,292%" in title(years=10)
+    assert "return on the money spent none (nothing is spent), paid back in 0 days" in title(engineer_days=0)
+    assert "large 0.00, small 0.00" in title(inferences_per_day=0)
     with pytest.raises(ValueError, match="price_per_gb"):
         title(price_per_gb=-1)
     with pytest.raises(TypeError, match="weather"):
         title(weather=1)
+    with pytest.raises(ValueError, match="years"):
+        title(years=0)
+
+
+def test_cost_figure_with_another_way_out():
+    between = business.Network("between", latency_ms=18.0, file_mb=40.0, accuracy=0.93, memory_mb=40.0)
+    figure = widgets.cost_figure(LARGE, SMALL, SERVICE, 1, (between, 2))
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["large", "between", "small"]
+    assert left.get_xlabel() == "dollars a year"
+    assert right.get_ylabel() == "dollars spent"
+    assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx([770, 200 + 385, 500 + 74])
+    assert "Over 1 year, between: net +185 dollars, return on the money spent +92%" in figure.get_suptitle()  # 385 - 200
+    for bad in (between, (between,), ("between", 2)):
+        with pytest.raises(TypeError, match="other must be a Network and its engineer days"):
+            widgets.cost_figure(LARGE, SMALL, SERVICE, other=bad)
+    with pytest.raises(ValueError, match="other must be"):
+        widgets.cost_figure(LARGE, SMALL, SERVICE, other=(between, -1))
 
 
 def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
     box = widgets.cost_sliders(LARGE, SMALL, SERVICE)
     *sliders, picture = box.children
     assert [slider.description for slider in sliders] == [label for label, _ in widgets.COST_STEPS.values()]
-    assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 5]
+    assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 0.5, 5, 3]
     start = bytes_of(picture)
     for slider in sliders:
         default = slider.value
@@ -228,8 +250,8 @@ def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
         assert bytes_of(picture) != start
         slider.value = default
         assert bytes_of(picture) == start
-    sliders[0].value, sliders[3].value = 1_000, 0
-    assert bytes_of(picture) == widgets.png(widgets.cost_figure(LARGE, SMALL, SERVICE, inferences_per_day=1_000, engineer_days=0))
+    sliders[0].value, sliders[4].value, sliders[5].value = 1_000, 0, 10
+    assert bytes_of(picture) == widgets.png(widgets.cost_figure(LARGE, SMALL, SERVICE, 10, inferences_per_day=1_000, engineer_days=0))
 
 
 def test_tornado_and_budgets_show_their_numbers():
@@ -248,3 +270,48 @@ def test_tornado_and_budgets_show_their_numbers():
     assert [list(line.get_xdata()) for line in axes.lines] == [[4.0] * 4, [0.5] * 4, [1, 1]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["memory (MB)", "b"] * 2
     assert [text.get_text() for text in axes.texts] == ["x", "y"]
+
+
+FRONT = pd.DataFrame(  # two points above each other, two close beside each other, and most on the front
+    {
+        "name": ["combined, int8", "lossless, int8", "channels, int8", "combined", "rank, int8", "lossless", "teacher"],
+        "mb": [0.7, 1.6, 1.99, 2.0, 2.1, 3.6, 63.0],
+        "accuracy": [91.54, 92.17, 91.32, 91.56, 91.97, 92.18, 92.28],
+    }
+).assign(low=lambda table: table["accuracy"] - 0.6, high=lambda table: table["accuracy"] + 0.5)
+
+
+def test_the_front_shows_intervals_where_there_are_any():
+    figure = plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%", "low", "high")
+    bars = figure.axes[0].collections[0].get_segments()
+    assert [tuple(bar.ravel()) for bar in bars] == list(FRONT[["mb", "low", "mb", "high"]].itertuples(index=False, name=None))
+    assert len(plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%").axes[0].collections) == 0
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Pareto front: no other is both cheaper and more accurate", "95% interval"]
+
+
+@pytest.mark.parametrize("intervals", [(), ("low", "high")])
+def test_names_beside_the_front_touch_neither_it_nor_points_nor_each_other(intervals):
+    figure = plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%", *intervals)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    line, points = axes.lines
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == list(FRONT["name"])
+    assert {text.get_fontsize() for text in axes.texts} == {9}
+    corners = list(zip(line.get_xdata().repeat(2)[1:], line.get_ydata().repeat(2)[:-1], strict=True))
+    steps = axes.transData.transform_path(mpl.path.Path(corners))
+    dots = axes.transData.transform(points.get_xydata())
+    for number, box in enumerate(boxes):
+        assert not steps.intersects_bbox(box, filled=False)
+        assert not any(box.contains(*dot) for dot in dots)
+        assert not box.count_overlaps(boxes[:number])
+        assert axes.bbox.count_contains(box.corners()) == 4
+
+
+def test_the_waterfall_shows_what_each_step_takes_away():
+    table = pd.DataFrame({"step": ["whole", "half", "same"], "bytes": [8e6, 4e6, 4e6], "right": [9_000, 8_990, 8_995]})
+    axes = plotting.waterfall(table).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(8, 0), (4, 4), (4, 0)]
+    assert list(axes.lines[0].get_xdata()) == [8, 4, 4]
+    assert [text.get_text() for text in axes.texts] == ["8.00 MB, 9,000 right", "4.00 MB, 8,990 right", "4.00 MB, 8,995 right"]
