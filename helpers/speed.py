@@ -126,7 +126,7 @@ def speed_sliders(arguments: argparse.Namespace) -> None:
     layers = {name: model.get_submodule(name) for name in pruning.prunable(model)}
     full = {name: min(layer.weight.flatten(1).shape) for name, layer in layers.items()}
     even = {name: low_rank.break_even_rank(layer) for name, layer in layers.items()}
-    networks = [business.Network(name, milliseconds, 80 / milliseconds, 0.92) for name, milliseconds in (("before", 12.0), ("after", 0.5))]
+    networks = [business.Network(name, milliseconds, 80.0, 0.92, 80.0) for name, milliseconds in (("before", 12.0), ("after", 0.5))]
     boxes = {
         "temperature": widgets.temperature_slider(predict(model, sample)[0], data.classes, 0),
         "sparsity": widgets.sparsity_slider(weight, pruning.sweep(model, sample, (0.0, 0.5, 0.9)), 0.5),
