@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -32,12 +32,16 @@ def temperature_figure(logits: Tensor, temperature: float, classes: Sequence[str
         ValueError: ``temperature`` is outside 1 to 20.
     """
     temperature = checks.number("temperature", temperature, 1, 20)
+    if len(checks.names("classes", classes)) != len(checks.tensor("logits", logits)):
+        raise ValueError(f"classes must name each of the {len(logits)} logits, got {len(classes)} names")
+    checks.integer("label", label, 0, len(classes) - 1)
     effects = {t: temperature_effect(logits, t) for t in (*TEMPERATURES, temperature)}
     return plotting.temperature(effects, temperature, classes, label)
 
 
 def temperature_slider(logits: Tensor, classes: Sequence[str], label: int, start: float = 4.0) -> ipywidgets.Widget:
     """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
+    checks.number("start", start, 1, 20)
     slider = ipywidgets.FloatSlider(
         value=start, min=1, max=20, step=0.5, description="temperature", readout_format=".1f", style={"description_width": "initial"}
     )  # fmt: skip
@@ -55,12 +59,12 @@ def sparsity_figure(weight: Tensor, table: pd.DataFrame, sparsity: float) -> Fig
     Raises:
         ValueError: ``table`` has no such row.
     """
-    return plotting.sparsity(weight, table, _row(table, "sparsity", sparsity))
+    return plotting.sparsity(_weight(weight, 2), table, _row(table, "sparsity", sparsity))
 
 
 def sparsity_slider(weight: Tensor, table: pd.DataFrame, start: float = 0.9) -> ipywidgets.Widget:
     """Return the sparsity slider of notebook 02: it moves through the rows of ``table`` (from ``pruning.sweep``)."""
-    _row(table, "sparsity", start)
+    _row(table, "sparsity", start, "start")
     slider = ipywidgets.SelectionSlider(
         options=[(f"{value:.1%}", value) for value in table["sparsity"]], value=start, description="sparsity"
     )
@@ -79,12 +83,17 @@ def energy_figure(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapp
     Raises:
         ValueError: ``table`` has no such row.
     """
-    return plotting.ranks(table, full, break_even, _row(table, "energy", energy))
+    row = _row(table, "energy", energy)
+    for name, ranks in (("full", full), ("break_even", break_even)):
+        for layer in table["ranks"].iloc[row]:
+            checks.choice(name, layer, checks.instance(name, ranks, Mapping))
+            checks.integer(name, ranks[layer], 0)
+    return plotting.ranks(table, full, break_even, row)
 
 
 def energy_slider(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], start: float = 0.9) -> ipywidgets.Widget:
     """Return the energy slider of notebook 03: it moves through the rows of ``table`` (from ``low_rank.sweep``)."""
-    _row(table, "energy", start)
+    _row(table, "energy", start, "start")
     slider = ipywidgets.SelectionSlider(options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy")
     return figure_slider(slider, lambda value: energy_figure(table, full, break_even, value))
 
@@ -100,27 +109,33 @@ def bits_figure(weight: Tensor, table: pd.DataFrame, bits: int) -> Figure:
     Raises:
         ValueError: ``table`` has no such row.
     """
-    known = table["bits"].tolist()
-    if bits not in known:
-        raise ValueError(f"bits must be one of {', '.join(map(str, known))}; got {bits!r}")
-    return plotting.bits(weight, round_to_grid(weight[None], bits)[0], table, known.index(bits))
+    row, weight = _row(table, "bits", bits), _weight(weight, 1)
+    return plotting.bits(weight, round_to_grid(weight[None], bits)[0], table, row)
 
 
 def bits_slider(weight: Tensor, table: pd.DataFrame, start: int = 4) -> ipywidgets.Widget:
     """Return the bit-width slider of notebook 04: it moves through the rows of ``table`` (from ``quantization.sweep``)."""
-    if start not in table["bits"].tolist():
-        raise ValueError(f"start must be one of {', '.join(map(str, table['bits']))}; got {start!r}")
+    _row(table, "bits", start, "start")
     slider = ipywidgets.SelectionSlider(options=table["bits"].tolist(), value=start, description="bits")
     return figure_slider(slider, lambda value: bits_figure(weight, table, value))
 
 
-def _row(table: pd.DataFrame, column: str, value: float) -> int:
-    """Return the position of the row whose ``column`` is ``value``."""
-    value = checks.number(column, value, 0, 1)
+def _row(table: pd.DataFrame, column: str, value: float, name: str = "") -> int:
+    """Return the position of the row whose ``column`` is ``value``, an argument called ``name`` (if that is not the column's name)."""
+    if column not in checks.instance("table", table, pd.DataFrame) or table.empty:
+        raise ValueError(f"table must have a column {column} and a row, got {len(table)} rows of {', '.join(map(str, table))}")
+    value = checks.number(name or column, value)
     close = ((table[column] - value).abs() < 1e-9).tolist()
     if True not in close:
-        raise ValueError(f"{column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}")
+        raise ValueError(f"{name or column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}")
     return close.index(True)
+
+
+def _weight(weight: Tensor, dimensions: int) -> Tensor:
+    """Return ``weight`` as matplotlib takes it, if it has at least so many dimensions."""
+    if checks.tensor("weight", weight).ndim < dimensions:
+        raise ValueError(f"weight must have at least {dimensions} dimension(s), got shape {tuple(weight.shape)}")
+    return weight.detach().float().cpu()
 
 
 def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) -> ipywidgets.Widget:
@@ -128,35 +143,41 @@ def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) ->
 
     The figure is one picture whose bytes are exchanged, so it does not flicker while the slider moves.
     """
+    checks.instance("slider", slider, ipywidgets.Widget)
+    checks.instance("draw", draw, Callable)
     slider.layout.width = "28em"
     return figure_sliders({"value": slider}, lambda value: draw(value))
 
 
 def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[..., Figure]) -> ipywidgets.Widget:
     """Put sliders above the one figure that ``draw`` makes of all their values, each handed over by its name (see ``figure_slider``)."""
+    for name in checks.names("sliders", checks.instance("sliders", sliders, Mapping)):
+        checks.instance("sliders", sliders[name], ipywidgets.Widget)
+    checks.instance("draw", draw, Callable)
 
     def drawn() -> bytes:
         return png(draw(**{name: slider.value for name, slider in sliders.items()}))
 
-    def said() -> str:  # for whoever hears the page instead of seeing it
-        return "figure at " + ", ".join(f"{slider.description} {_readout(slider)}" for slider in sliders.values())
+    def said() -> str:  # below the picture, for whoever hears the page instead of seeing it
+        return "figure: " + ", ".join(f"{slider.description} {_readout(slider)}" for slider in sliders.values())
 
-    picture = ipywidgets.Image(value=drawn(), format="png", tooltip=said())
+    picture, words = ipywidgets.Image(value=drawn(), format="png"), ipywidgets.Label(said())
 
     def redraw(_change: dict) -> None:
-        picture.value, picture.tooltip = drawn(), said()
+        picture.value, words.value = drawn(), said()
 
     for slider in sliders.values():
         slider.observe(redraw, names="value")
-    return ipywidgets.VBox([*sliders.values(), picture])
+    return ipywidgets.VBox([*sliders.values(), picture, words])
 
 
 def _readout(slider: ipywidgets.Widget) -> str:
-    return slider.label if isinstance(slider, ipywidgets.SelectionSlider) else f"{slider.value:g}"
+    return slider.label if isinstance(slider, ipywidgets.SelectionSlider) else format(slider.value, slider.readout_format)
 
 
 def png(figure: Figure) -> bytes:
     """Return the figure as a PNG, and close it."""
+    checks.instance("figure", figure, Figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
@@ -195,6 +216,11 @@ def cost_figure(
         TypeError: ``chosen`` names no assumption, or ``other`` is no such pair.
         ValueError: a value is out of range.
     """
+    checks.instance("before", before, business.Network)
+    checks.instance("after", after, business.Network)
+    known = asdict(checks.instance("assumptions", assumptions, business.Assumptions))
+    if not known.keys() >= chosen.keys():
+        raise TypeError(f"chosen must be of {', '.join(known)}; got {', '.join(chosen.keys() - known.keys())}")
     here = replace(assumptions, **chosen)
     plans = {after.name: (after, here)}
     if other is not None:
@@ -224,6 +250,8 @@ def cost_sliders(
     other: tuple[business.Network, float] | None = None,
 ) -> ipywidgets.Widget:
     """Return the sliders "cost of an inference" of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
+    checks.instance("assumptions", assumptions, business.Assumptions)
+    checks.number("years", years, 0, 100, open_low=True)
     sliders = {}
     for name, (label, steps) in COST_STEPS.items():
         start = years if name == "years" else getattr(assumptions, name)

@@ -158,14 +158,15 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     assert page.evaluate("handle => document.activeElement === handle", handle.element_handle())
     page.keyboard.press("ArrowRight")
     assert _settled(page, image) != dragged
-    assert page.evaluate("image => image.title", image.element_handle()).endswith(slider.locator(".widget-readout").inner_text())
+    words = page.locator(".jp-NotebookPanel .widget-label", has_text="figure: ").inner_text()
+    assert f"{SLIDERS[name]} {slider.locator('.widget-readout').inner_text()}" in words
     assert slider.locator(".widget-readout").inner_text() != lowest
     page.keyboard.press("ArrowLeft")
     assert slider.locator(".widget-readout").inner_text() == lowest
     assert _settled(page, image) == dragged  # the picture belongs to the value, however fast it came there
     assert page.evaluate("() => window.removed") == 0  # no flicker: the picture is exchanged, never taken away
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.wait_for_selector("body[data-jp-theme-light='false']", timeout=20_000)
+    page.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
     page.screenshot(path=SHOTS / f"{name}-dark.png")
     assert page.evaluate(CORNER, image.element_handle()) == [255, 255, 255, 255]  # a white ground, in a dark page too
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")

@@ -62,7 +62,7 @@ def test_temperature_outside_the_slider_is_refused(temperature):
 
 def test_moving_the_slider_changes_the_picture():
     box = widgets.temperature_slider(torch.tensor([3.0, 1.0, -1.0]), CLASSES, 0)
-    slider, picture = box.children
+    slider, picture, _ = box.children
     assert (slider.min, slider.value, slider.max) == (1, 4, 20)
     before = bytes(picture.value)
     slider.value = 20
@@ -113,13 +113,13 @@ def test_values_the_sliders_do_not_have_are_refused(make, value):
 
 def test_the_sliders_move_through_the_rows():
     box = widgets.sparsity_slider(torch.randn(8, 8), SWEEP)
-    slider, picture = box.children
+    slider, picture, _ = box.children
     assert [value for _, value in slider.options] == [0.0, 0.5, 0.9]
     before = bytes(picture.value)
     slider.value = 0.0
     assert bytes(picture.value) != before
     box = widgets.energy_slider(RANKED, {"a": 4, "b": 8}, {"a": 2, "b": 5})
-    slider, picture = box.children
+    slider, picture, _ = box.children
     before = bytes(picture.value)
     slider.value = 1.0
     assert bytes(picture.value) != before
@@ -154,10 +154,11 @@ def test_bits_figure_at_its_lowest_default_and_highest(bits, levels):
     assert right.lines[1].get_xdata()[0] == bits
     with pytest.raises(ValueError, match="bits must be one of 2, 4, 8"):
         widgets.bits_figure(weight, BITS, 3)
-    slider, picture = widgets.bits_slider(weight, BITS).children
+    slider, picture, words = widgets.bits_slider(weight, BITS).children
     before = bytes_of(picture)
     slider.value = bits if bits != 4 else 2
     assert bytes_of(picture) != before
+    assert words.value == f"figure: bits {slider.value}"  # for whoever hears the page
 
 
 def bytes_of(picture):
@@ -240,7 +241,7 @@ def test_cost_figure_with_another_way_out():
 
 def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
     box = widgets.cost_sliders(LARGE, SMALL, SERVICE)
-    *sliders, picture = box.children
+    *sliders, picture, _ = box.children
     assert [slider.description for slider in sliders] == [label for label, _ in widgets.COST_STEPS.values()]
     assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 0.5, 5, 3]
     start = bytes_of(picture)
@@ -315,3 +316,30 @@ def test_the_waterfall_shows_what_each_step_takes_away():
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(8, 0), (4, 4), (4, 0)]
     assert list(axes.lines[0].get_xdata()) == [8, 4, 4]
     assert [text.get_text() for text in axes.texts] == ["8.00 MB, 9,000 right", "4.00 MB, 8,990 right", "4.00 MB, 8,995 right"]
+
+
+def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
+    nan = float("nan")
+    rows = [
+        ("teacher", "ONNX", 80e6, 11, 10, 13, 200),
+        ("teacher", "Core ML", 40e6, nan, nan, nan, 200),
+        ("teacher", ".mar", 47e6, nan, nan, nan, nan),
+    ]
+    rows += [
+        ("combined", "ONNX", 9e6, 1.5, 1, 2, 199),
+        ("combined", "Core ML", 4e6, nan, nan, nan, 198),
+        ("combined", ".mar", 1e6, nan, nan, nan, nan),
+    ]
+    names = ["network", "format", "bytes", "latency_ms_1_threads", "latency_low_ms_1_threads", "latency_high_ms_1_threads", "same_class"]
+    figure = plotting.formats(pd.DataFrame(rows, columns=names).assign(pictures=200))
+    size, time, same = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["teacher", "combined"]
+    assert [label.get_text() for label in size.get_yticklabels()] == ["ONNX", "Core ML", ".mar"]
+    assert [list(line.get_xdata()) for line in size.lines] == [[80, 40, 47], [9, 4, 1]]
+    assert [list(line.get_xdata())[:2] for line in same.lines] == [[200, 200], [199, 198]]
+    assert [bars.lines[0].get_xdata().tolist() for bars in time.containers] == [[11], [1.5]]
+    spans = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in time.containers]
+    assert spans == [[10, 13], [1, 2]]
+    assert [(text.get_position()[1], text.get_text()) for text in time.texts] == [(1, "not measured here"), (2, "not measured here")]
+    assert [text.get_position()[1] for text in same.texts] == [2]
+    assert all(same.get_xlim()[0] < count < same.get_xlim()[1] for count in (198, 200))
