@@ -41,12 +41,26 @@ class Network:
     process_mb: float | None = None
 
     def __post_init__(self) -> None:
+        checks.instance("name", self.name, str)
         checks.number("latency_ms", self.latency_ms, 0, 1e15, open_low=True)
         checks.number("file_mb", self.file_mb, 0, 1e15, open_low=True)
         checks.number("accuracy", self.accuracy, 0, 1)
         checks.number("memory_mb", self.memory_mb, 0, open_low=True)
         if self.process_mb is not None:
             checks.number("process_mb", self.process_mb, 0, open_low=True)
+
+
+def _rows(name: str, table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return ``table`` if it has these columns.
+
+    Raises:
+        TypeError: it is no DataFrame.
+        ValueError: it lacks a column; the message names the argument and the columns.
+    """
+    missing = [column for column in columns if column not in checks.instance(name, table, pd.DataFrame)]
+    if missing:
+        raise ValueError(f"{name} must have the columns {', '.join(columns)}, and lacks {', '.join(missing)}")
+    return table
 
 
 def measured(runs: pd.DataFrame, point: str, folder: str | Path = HOME / "data" / "checkpoints") -> pd.Series:
@@ -61,7 +75,7 @@ def measured(runs: pd.DataFrame, point: str, folder: str | Path = HOME / "data" 
         ValueError: ``runs`` has no such point.
         FileNotFoundError: the file is not there, so nobody could measure the network again; the message names it.
     """
-    rows = runs[runs["seed"] == 0]
+    rows = _rows("runs", runs, "seed", "point")[runs["seed"] == 0]
     checks.choice("point", point, rows["point"].unique())
     file = checks.path("folder", folder) / f"vgg19_{point}.safetensors"
     if not file.is_file():
@@ -80,6 +94,9 @@ def process_mb(formats: pd.DataFrame, file: str, kind: str = "ONNX") -> float | 
     Returns:
         10^6 bytes, of the last such row; None if there is none, or none with a measurement.
     """
+    _rows("formats", formats, "file", "format", "peak_mb", "baseline_mb")
+    checks.instance("file", file, str)
+    checks.instance("kind", kind, str)
     rows = formats[(formats["file"] == file) & (formats["format"] == kind)].dropna(subset=["peak_mb", "baseline_mb"])
     return None if rows.empty else float(rows["peak_mb"].iloc[-1] - rows["baseline_mb"].iloc[-1])
 
@@ -87,11 +104,12 @@ def process_mb(formats: pd.DataFrame, file: str, kind: str = "ONNX") -> float | 
 def _network(row: pd.Series, key: str, name: str, process: float | None) -> Network:
     """Return the network whose columns in ``row`` begin with ``key``."""
     columns = {key + column: row.get(key + column) for column in ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")}
+    columns["total"] = row.get("total")
     missing = [column for column, value in columns.items() if pd.isna(value)]
     if missing:
         raise ValueError(f"the row of {name!r} must have all its measurements, but {', '.join(missing)} is empty")
-    latency, sent, weights, correct = map(float, columns.values())
-    return Network(name, latency, sent / 1e6, correct / float(row["total"]), weights / 1e6, process)
+    latency, sent, weights, correct, total = map(float, columns.values())
+    return Network(name, latency, sent / 1e6, correct / total, weights / 1e6, process)
 
 
 def networks(
@@ -132,7 +150,7 @@ def teacher_int8(shipped: pd.DataFrame, formats: pd.DataFrame | None = None) -> 
     Raises:
         ValueError: there is no such row, or it lacks a measurement.
     """
-    rows = shipped[shipped["file"] == "vgg19"]
+    rows = _rows("shipped", shipped, "file")[shipped["file"] == "vgg19"]
     if rows.empty:
         raise ValueError("shipped must have a row of 'vgg19', and has none")
     return _network(rows.iloc[-1], "int8_", "teacher int8", None if formats is None else process_mb(formats, "vgg19", "ONNX, int8"))
@@ -271,10 +289,14 @@ def tornado(value: Callable[[Assumptions], float], assumptions: Assumptions, ran
     Raises:
         ValueError: a name is no assumption, or a value is out of range.
     """
-    known = asdict(assumptions)
+    checks.instance("value", value, Callable)
+    known = asdict(checks.instance("assumptions", assumptions, Assumptions))
     rows = []
-    for name, (low, high) in ranges.items():
+    for name, ends in checks.instance("ranges", ranges, Mapping).items():
         checks.choice("ranges", name, known)
+        if len(checks.numbers("ranges", ends)) != 2:
+            raise ValueError(f"ranges must be a low and a high end for each assumption, got {ends!r} for {name}")
+        low, high = ends
         ends = [value(replace(assumptions, **{name: end})) for end in (low, high)]
         rows.append((name, low, high, *ends, abs(ends[1] - ends[0])))
     table = pd.DataFrame(rows, columns=["assumption", "low", "high", "value_low", "value_high", "swing"])
@@ -295,7 +317,9 @@ def break_even(value: Callable[[Assumptions], float], assumptions: Assumptions, 
     Raises:
         ValueError: ``name`` is no assumption, or utilization.
     """
-    checks.choice("name", name, [known for known in asdict(assumptions) if known != "utilization"])
+    checks.instance("value", value, Callable)
+    known = asdict(checks.instance("assumptions", assumptions, Assumptions))
+    checks.choice("name", name, [each for each in known if each != "utilization"])
     step = max(1.0, getattr(assumptions, name))
     start, end = (value(replace(assumptions, **{name: at})) for at in (0, step))
     if start == end:
@@ -351,6 +375,7 @@ class UseCase:
 
 def on_device(network: Network, times_slower: float) -> Network:
     """Return the network as it would be on a processor that takes ``times_slower`` times as long: an assumption, no measurement."""
+    checks.instance("network", network, Network)
     return replace(network, latency_ms=network.latency_ms * checks.number("times_slower", times_slower, 0, open_low=True))
 
 
@@ -405,6 +430,9 @@ def budgets(candidates: Mapping[str, Network], uses: Mapping[str, UseCase]) -> p
     Returns:
         A row per use case, budget and network: use, budget, network, needed, allowed, share (needed over allowed; it fits up to 1).
     """
+    for argument, group, kind in (("candidates", candidates, Network), ("uses", uses, UseCase)):
+        for each in checks.instance(argument, group, Mapping).values():
+            checks.instance(argument, each, kind)
     rows = []
     for use_name, use in uses.items():
         for name, network in candidates.items():

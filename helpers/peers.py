@@ -13,7 +13,7 @@ import torch
 import torch.nn.utils.prune
 from torch import nn
 
-from helpers import low_rank, profiling, pruning, quantization
+from helpers import checks, low_rank, profiling, pruning, quantization
 from helpers.data import Data
 from helpers.training import Callback, Loss, fit
 
@@ -29,6 +29,7 @@ Compressed = tuple[nn.Module, Sequence[Callback]]
 
 def train(model: nn.Module, data: Data, loss: Loss, epochs: int, lr: float, callbacks: Sequence[Callback] = ()) -> None:
     """Train a compressed network on, in place: the same for all that are compared."""
+    checks.instance("data", data, Data)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))
     fit(model, glance, epochs=epochs, lr=lr, batch_size=128, warmup=0.05, loss=loss, callbacks=callbacks)
 
@@ -39,8 +40,12 @@ def in_order(order: str, model: nn.Module, data: Data, loss: Loss, epochs: int, 
     "factorize" leaves a quarter of parameters and MACs, "prune" takes 60% of the weights gradually, "quantize" rounds the weights to
     8 bits; last in the order it is left to the export. Factorizing and pruning are each followed by half of the epochs.
     """
-    half = max(1, epochs // 2)
-    steps = order.split(", ")
+    checks.instance("model", model, nn.Module)
+    checks.instance("data", data, Data)
+    checks.instance("loss", loss, Callable)
+    checks.number("lr", lr, 0, open_low=True)
+    half = max(1, checks.integer("epochs", epochs, 1) // 2)
+    steps = checks.choice("order", order, ORDERS).split(", ")
     for step in steps:
         if step == "factorize":
             model = low_rank.factorize(model, budget=1 / SMALLER, count="both", round_to=8, pictures=data.train.take(slice(0, 300)))
@@ -54,6 +59,7 @@ def in_order(order: str, model: nn.Module, data: Data, loss: Loss, epochs: int, 
 
 def on_grid(model: nn.Module, bits: int = 8) -> float:
     """Return the share of non-zero Conv2d and Linear weights that lie on their channel's ``bits``-bit grid."""
+    checks.integer("bits", bits, 2, 16)
     on = total = 0
     for weight in pruning.prunable(model).values():
         weight = weight.detach()
@@ -66,7 +72,7 @@ def on_grid(model: nn.Module, bits: int = 8) -> float:
 
 def settled(model: nn.Module) -> nn.Module:
     """Return ``model`` with torch.nn.utils.prune's masks multiplied into the weights, where it has any."""
-    for layer in model.modules():
+    for layer in checks.instance("model", model, nn.Module).modules():
         if hasattr(layer, "weight_mask"):
             nn.utils.prune.remove(layer, "weight")
     return model
@@ -81,11 +87,15 @@ def torch_prune(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compr
 
 def gradual_pruner(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compressed:
     """90% zeros by our GradualPruner."""
-    return model, [pruning.GradualPruner(pruning.PolynomialSchedule(SPARSITY, end=0.7))]
+    return checks.instance("model", model, nn.Module), [pruning.GradualPruner(pruning.PolynomialSchedule(SPARSITY, end=0.7))]
 
 
 def channels_by_sensitivity(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compressed:
     """Fewer channels by our prune_channels: from each layer as much as it alone bears."""
+    checks.numbers("ratios", checks.instance("ratios", ratios, dict).values(), 0, 1)
+    checks.instance("model", model, nn.Module)
+    for name in ratios:
+        checks.choice("ratios", name, dict(model.named_modules()))
     return pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), ratios), ()
 
 
@@ -109,7 +119,7 @@ def torch_pruning_uniform(model: nn.Module, data: Data, ratios: dict[str, float]
 
 def low_rank_by_pictures(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compressed:
     """Four times fewer parameters by our factorize, with an eye on pictures."""
-    some = data.train.take(slice(0, 300))
+    some = checks.instance("data", data, Data).train.take(slice(0, 300))
     return low_rank.factorize(model, budget=1 / SMALLER, count="parameters", round_to=8, pictures=some), ()
 
 
@@ -130,7 +140,9 @@ def tensorly_tucker(model: nn.Module, data: Data, ratios: dict[str, float]) -> C
             total += layer.in_channels * into + into * out * layer.weight[0, 0].numel() + out * layer.out_channels
         return total
 
-    share = max(step / 100 for step in range(1, 100) if parameters(step / 100) <= goal)
+    share = max((step / 100 for step in range(1, 100) if parameters(step / 100) <= goal), default=None)
+    if share is None:
+        raise ValueError(f"model must get down to {goal:,.0f} parameters by its convolutions, got {rest:,} outside them")
     for name, layer in convolutions.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], _tucker(layer, *ranks(layer, share)))

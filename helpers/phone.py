@@ -44,6 +44,8 @@ def phone_commands(
         raise ValueError(f"path must end in .tflite or .pte, got {str(path)!r}")
     checks.integer("threads", threads, 1)
     checks.integer("repeats", repeats, 1)
+    if device is not None:
+        checks.instance("device", device, str)
     adb = ["adb", *(["-s", device] if device else [])]
     program, network = f"{FOLDER}/{runner.name}", f"{FOLDER}/{path.name}"
     commands = [[*adb, "push", os.fspath(runner), program], [*adb, "push", os.fspath(path), network]]
@@ -99,9 +101,9 @@ def parse_benchmark_model(printed: str) -> dict[str, float]:
     Raises:
         ValueError: there is no such line.
     """
-    number = r"([\d.]+(?:e[+-]?\d+)?)"
+    number = r"(\d{1,15}(?:\.\d*)?(?:e[+-]?\d{1,2})?)(?![\de.])"
     line = rf"Inference timings in us: Init: {number}, First inference: {number}, Warmup \(avg\): {number}, Inference \(avg\): {number}"
-    found = re.search(line, printed)
+    found = re.search(line, checks.instance("printed", printed, str))
     if found is None:
         raise ValueError(f"printed must hold benchmark_model's line 'Inference timings in us: ...', got {printed.strip()[-200:]!r}")
     result = {
@@ -110,7 +112,7 @@ def parse_benchmark_model(printed: str) -> dict[str, float]:
     runs = re.findall(r"count=.*", printed[: found.start()])  # the warm-up's line, then the timed runs'
     facts = dict(re.findall(rf"(\w+)={number}", runs[-1])) if runs else {}
     names = {"min": "latency_low_ms", "max": "latency_high_ms", "median": "median_ms"}
-    result |= {"repeats": int(facts["count"])} if facts else {}
+    result |= {"repeats": int(float(facts["count"]))} if "count" in facts else {}
     result |= {names[key]: float(value) / 1e3 for key, value in facts.items() if key in names}
     memory = re.search(rf"[Mm]emory footprint[^:]*\(MB\): init={number} overall={number}", printed)
     return result | ({"memory_mb": float(memory.group(2))} if memory else {})
@@ -130,8 +132,8 @@ def parse_executor_runner(printed: str) -> dict[str, float]:
     Raises:
         ValueError: there is no such line.
     """
-    number = r"([\d.]+)"
-    found = re.search(rf"Model executed successfully (\d+) time\(s\) in {number} ms", printed)
+    number = r"(\d{1,15}(?:\.\d*)?)"
+    found = re.search(rf"Model executed successfully ([1-9]\d{{0,8}}) time\(s\) in {number} ms", checks.instance("printed", printed, str))
     if found is None:
         raise ValueError(f"printed must hold executor_runner's line 'Model executed successfully ...', got {printed.strip()[-200:]!r}")
     repeats, total = int(found.group(1)), float(found.group(2))

@@ -7,6 +7,7 @@ import datetime
 import io
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,6 +39,8 @@ MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!--
 
 def provenance(seed: int | None = None) -> dict[str, str]:
     """Return the columns that every published row ends with: command, commit, device, threads, seed, date, versions."""
+    if seed is not None:
+        checks.integer("seed", seed, 0)
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
@@ -51,7 +54,9 @@ def provenance(seed: int | None = None) -> dict[str, str]:
 
 
 def describe_device(device: str | torch.device = "cpu") -> str:
-    """Name the processor that ``device`` stands for."""
+    """Name the processor that ``device`` stands for: "cpu", "cuda", or "cuda:" and its number."""
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", str(checks.instance("device", device, (str, torch.device)))):
+        raise ValueError(f"device must be cpu, cuda, or cuda: and a number, got {device!r}")
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -123,6 +128,9 @@ def read(name: str) -> pd.DataFrame:
 
 def accuracy(run: pd.Series, key: str = "correct") -> Accuracy:
     """Return the accuracy that a row holds: ``key`` (correct, teacher_correct) of its total."""
+    checks.choice("key", key, checks.instance("run", run, pd.Series).index)
+    for column in (key, "total"):
+        checks.number(f"run[{column!r}]", run.get(column), 0)
     return Accuracy(int(run[key]), int(run["total"]))
 
 
@@ -136,6 +144,8 @@ def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
         A row with the settings, and a table with a row per seed and the columns alone and taught, in percent.
     """
     settings = ["student", "teacher", "data", "train_pictures", "epochs"]
+    if checks.instance("runs", runs, pd.DataFrame).empty or not {*settings, "seed", "arm", "correct", "total"} <= set(runs):
+        raise ValueError(f"runs must be rows of distillation.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
     row = runs.loc[(runs["train_pictures"] * runs["epochs"]).idxmax()]
     same = runs[(runs[settings] == row[settings]).all(axis=1)]
     counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last").reindex(columns=["alone", "taught"])

@@ -29,6 +29,7 @@ NOTEBOOKS = HOME / "notebooks"
 BUILD = HOME / "build"
 TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
 FIGURES = HOME / "figures"
+BUDGETS = ("quick", "full")
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,19 @@ class Lesson:
     budget: str
     data: Data
 
+    def __post_init__(self) -> None:
+        checks.choice("budget", self.budget, BUDGETS)
+        checks.instance("data", self.data, Data)
+
     def pick(self, *, digits: T, quick: T, full: T) -> T:
         """Return the value for this data set and budget; digits is the same in both."""
         return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
 
     def publish(self, figure: Figure, name: str) -> None:
         """Write a figure to a folder on CIFAR-10: to build/figures when ``run`` runs the series, to figures/ when ``write`` does."""
+        checks.instance("figure", figure, Figure)
+        if not checks.instance("name", name, str).isidentifier():
+            raise ValueError(f"name must be letters, digits and underscores, got {name!r}")
         folder = Path(os.environ.get("NNC_PUBLISH", ""))
         if self.data.name == "cifar10" and folder.name:
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +99,7 @@ def open_lesson(budget: str = "quick") -> Lesson:
     """
     from helpers import plotting
 
-    budget = checks.choice("budget", os.environ.get("NNC_BUDGET") or budget, ("quick", "full"))
+    budget = checks.choice("budget", os.environ.get("NNC_BUDGET") or budget, BUDGETS)
     torch.manual_seed(0)
     plotting.theme()
     lesson = Lesson(budget, load_data(os.environ.get("NNC_DATA") or "auto"))
@@ -119,13 +127,13 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
     import papermill
 
     table, failures = [], 0
-    if budget:
-        os.environ["NNC_BUDGET"] = budget
-    os.environ["CIFAR10_ROOT"] = str(cifar10_root().resolve())  # a kernel runs in its notebook's folder
-    os.environ["NNC_PUBLISH"] = str(FIGURES if write else BUILD / "figures")
-    chosen = [path for path in notebooks() if only in path.name]
+    chosen = [path for path in notebooks() if checks.instance("only", only, str) in path.name]
     if not chosen:
         raise ValueError(f"only must be part of a notebook's name, got {only!r}; there are {', '.join(p.name for p in notebooks())}")
+    if budget is not None:
+        os.environ["NNC_BUDGET"] = checks.choice("budget", budget, BUDGETS)
+    os.environ["CIFAR10_ROOT"] = str(cifar10_root().resolve())  # a kernel runs in its notebook's folder
+    os.environ["NNC_PUBLISH"] = str(FIGURES if write else BUILD / "figures")
     for number, path in enumerate(chosen, 1):
         target = BUILD / "notebooks" / path.relative_to(NOTEBOOKS)
         target.parent.mkdir(parents=True, exist_ok=True)
