@@ -70,7 +70,27 @@ class Split:
         return len(self.labels)
 
     def take(self, index: Tensor | slice) -> Split:
-        """Return the pictures at ``index`` as a Split of their own."""
+        """Return the pictures at ``index`` as a Split of their own.
+
+        Args:
+            index: a slice, or a vector of whole numbers or of a truth value for each picture.
+
+        Raises:
+            TypeError: it is something else.
+            ValueError: it points beyond the pictures.
+        """
+        count = len(self.labels)
+        if isinstance(index, slice):
+            for part, low in ((index.start, -checks.LARGEST), (index.stop, -checks.LARGEST), (index.step, 1)):
+                if part is not None:
+                    checks.integer("index", part, low)
+        elif checks.instance("index", index, Tensor).dtype == torch.bool:
+            if index.shape != (count,):
+                raise ValueError(f"index must have a truth value for each of {count} pictures, got shape {tuple(index.shape)}")
+        elif index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"index must be a vector of whole numbers, got {index.dtype}, shape {tuple(index.shape)}")
+        elif len(index) and not -count <= int(index.min()) <= int(index.max()) < count:
+            raise ValueError(f"index must be from {-count} to {count - 1}, got {int(index.min())} to {int(index.max())}")
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Split:

@@ -582,7 +582,6 @@ ELSEWHERE = {  # slow, or in need of a phone or of an exported file: other tests
 
 EVERY = object()
 PENDING = {  # {argument: the values, as an error shows them, that are not refused as they should be yet}; empty when all is mended
-    "data.Split.take.index": EVERY,
     **{f"sessions.{name}.path": ("a Strange",) for name in (
         "onnx_session", "litert_session", "executorch_session", "open_session", "litert_scales", "existing")},
     **{f"export.{name}.path": ("a Strange",) for name in (
