@@ -188,9 +188,11 @@ def series_table() -> pd.DataFrame:
                 run = shipped.loc[file]
                 add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), claim)
                 add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
-        if "vgg19" in shipped.index:
-            run = shipped.loc["vgg19"]
-            add("teacher, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+        for file, name in (("vgg19_pruned95", "pruned, 95% zeros, int8"), ("vgg19", "teacher, int8")):
+            if file not in shipped.index:
+                continue
+            run = shipped.loc[file]
+            add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
     if (RESULTS / "combined.csv").exists():
         names = {"lossless": "combined, nearly lossless", "combined": "combined, smallest"}
         for _, run in read("combined").query("seed == 0").drop_duplicates("point", keep="last").iterrows():
