@@ -362,17 +362,20 @@ def formats(arguments: argparse.Namespace) -> None:
             target = write(model, folder / f"{file}{suffix}", some, few)
             size = sum(each.stat().st_size for each in target.rglob("*")) if target.is_dir() else target.stat().st_size
             row |= {"bytes": size, "zip_bytes": export.zipped_bytes(target), "pictures": len(some)}
-            if suffix in (".onnx", ".tflite", ".pte"):
-                row |= _as_run(target, predict(model, some), some)
+            row |= _as_run(target, predict(model, some), some)
             results.append("formats", row | results.provenance(0))
             print(f"{file}, {name}: {size / 1e6:.2f} MB")
 
 
 def _as_run(path: Path, expected: torch.Tensor, some: Split) -> dict:
-    """Measure a file in its own runtime: agreement with PyTorch, latency, memory."""
-    answers = export.logits(path, some)
+    """Measure a file: agreement with PyTorch, and where its own runtime is a program of this machine, latency and memory."""
+    if path.suffix == ".mar":  # its handler answers with a class and a probability, not with logits
+        return {"same_class": int((export.archive_labels(path, some) == expected.argmax(1)).sum())}
+    answers = export.coreml_logits(path, some) if path.suffix == ".mlpackage" else export.logits(path, some)
     row = {"same_class": int((answers.argmax(1) == expected.argmax(1)).sum())}
     row |= {"largest_difference": round(float((answers - expected).abs().max()), 6)}
+    if path.suffix == ".mlpackage":
+        return row
     for threads in sorted({1, torch.get_num_threads()}):
         measured = export.latency(path, threads=threads)
         row |= {f"{key}_{threads}_threads": round(measured[key], 4) for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}

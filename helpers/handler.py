@@ -31,9 +31,13 @@ class PictureHandler:
         """Load the network and its settings from the folder that TorchServe has unpacked."""
         folder = context.system_properties["model_dir"]
         with open(os.path.join(folder, "settings.json"), encoding="utf-8") as file:
-            self.settings = json.load(file)
-        self.mean, self.std = (torch.tensor(self.settings[name]).view(3, 1, 1) for name in ("mean", "std"))
+            self.configure(json.load(file))
         self.model = torch.jit.load(os.path.join(folder, "model.pt"), map_location="cpu").eval()
+
+    def configure(self, settings: dict) -> None:
+        """Take the settings: size, mean and std, which ``read`` needs, and the classes."""
+        self.settings = settings
+        self.mean, self.std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
 
     def handle(self, requests: list, context: object) -> list:
         """Answer a batch of requests.
@@ -78,13 +82,14 @@ class PictureHandler:
                 image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise self.Refused(413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}")
-            image = image.convert("RGB")
+            image, size = image.convert("RGB"), self.settings["size"]
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+        except self.Refused:
+            raise
         except Image.DecompressionBombError:
             raise self.Refused(413, f"the picture has too many pixels; allowed are {MAX_PIXELS:,}") from None
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything, and must not cost the others their answers
             raise self.Refused(400, f"the body is not a PNG or JPEG file that can be read ({type(error).__name__})") from None
-        size = self.settings["size"]
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
         return (pixels.permute(2, 0, 1).float() / 255 - self.mean) / self.std

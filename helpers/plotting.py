@@ -545,25 +545,34 @@ def _spelled(name: str) -> str:
 
 
 def formats(table: pd.DataFrame) -> Figure:
-    """Draw size and latency of networks in several formats, on logarithmic axes; whiskers are quartiles.
+    """Draw size, latency and agreement of networks in several formats; whiskers are quartiles, and what was not measured says so.
 
     Args:
-        table: a row per file and format: file, format, bytes, latency_ms_1_threads, latency_low_ms_1_threads, latency_high_ms_1_threads.
+        table: a row per network and format: network, format, bytes, latency_ms_1_threads, latency_low_ms_1_threads,
+            latency_high_ms_1_threads, same_class (of the pictures, NaN where not measured, as the latencies) and pictures.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    names = list(dict.fromkeys(table["format"]))
-    for (file, rows), colour, shift in zip(table.groupby("file", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False):
-        y = [names.index(name) + shift for name in rows["format"]]
-        left.plot(rows["bytes"] / 1e6, y, "o", color=colour, label=file)
-        middle = rows["latency_ms_1_threads"]
-        spread = [middle - rows["latency_low_ms_1_threads"], rows["latency_high_ms_1_threads"] - middle]
-        right.errorbar(middle, y, xerr=spread, fmt="o", color=colour, capsize=2, label=file)
-    left.set(xscale="log", xlabel="file (MB)", yticks=range(len(names)), yticklabels=names)
-    right.set(xscale="log", xlabel="latency (ms; batch 1, 1 thread)")
-    for axes in (left, right):
+    figure, (size, time, same) = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
+    names, total = list(dict.fromkeys(table["format"])), int(table["pictures"].max())
+    for (network, rows), colour, shift in zip(table.groupby("network", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False):
+        y = rows["format"].map(names.index) + shift
+        size.plot(rows["bytes"] / 1e6, y, "o", color=colour, label=network)
+        timed = rows["latency_ms_1_threads"].notna()
+        middle, low, high = (rows.loc[timed, f"latency_{which}ms_1_threads"] for which in ("", "low_", "high_"))
+        time.errorbar(middle, y[timed], xerr=[middle - low, high - middle], fmt="o", color=colour, capsize=2, label=network)
+        same.plot(rows["same_class"], y, "o", color=colour, label=network)
+    size.set(xscale="log", xlabel="file (MB)", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    time.set(xscale="log", xlabel="latency (ms; batch 1, 1 thread)")
+    least = int(min(table["same_class"].min(), 0.985 * total))
+    same.set(xlabel=f"same class as PyTorch (of {total} pictures)", xlim=(least - 0.5, total + 0.5), xticks=range(least, total + 1))
+    for axes, column in ((time, "latency_ms_1_threads"), (same, "same_class")):
+        known = table.groupby("format")[column].count()
+        for row, name in enumerate(names):
+            if known[name] == 0:
+                text = axes.text(0.03, row, "not measured here", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GRAY)
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+    for axes in (size, time):
         _plain_logarithm(axes)
-    left.invert_yaxis()
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(*size.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 

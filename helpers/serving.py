@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,11 +20,12 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -57,11 +59,14 @@ def to_torchserve(
         The path.
 
     Raises:
-        ValueError: ``path`` does not end in .mar, ``pictures`` is empty, or there is not a class for each logit.
+        ValueError: ``path`` does not end in .mar or its name cannot stand in a URL, ``pictures`` is empty, or there is not a class
+            for each logit.
         ImportError: torch-model-archiver is not installed; the message says how to.
         ExportError: a class differs from PyTorch's, or a probability by more than 0.0001.
     """
     path, pictures = target(path, ".mar", model, pictures)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem, re.ASCII):
+        raise ValueError(f"path must name the file by letters, digits, '_', '-' and '.', since the name goes into URLs; got {str(path)!r}")
     model = frozen(model)
     expected = predict(model, pictures).softmax(1)
     classes = default_data().classes if classes is None else checks.names("classes", classes)
@@ -136,14 +141,37 @@ def serving(path: str | os.PathLike, *, seconds: float = 120) -> Iterator[Server
         log = stack.enter_context((folder / "server.log").open("w", encoding="utf-8"))
         command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground", "--ts-config", "config.properties"]
         command += ["--model-store", "store", "--models", f"{path.stem}={path.name}"]
-        environment = os.environ | {"TMPDIR": name, "LOG_LOCATION": name, "METRICS_LOCATION": name}  # its process number lies in TMPDIR
+        (folder / "java").mkdir()
+        environment = {key: value for key, value in os.environ.items() if key != "TS_CONFIG_FILE"}  # it would come before --ts-config
+        environment |= {"TMPDIR": name, "LOG_LOCATION": name, "METRICS_LOCATION": name}  # its process number lies in TMPDIR
+        environment["TEMP"] = os.fspath(folder / "java")  # where Java unpacks the archive: two servers must not share it
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield _started(process, folder, url, f"{url}/predictions/{path.stem}", seconds)
         finally:
             stop = [sys.executable, "-m", "ts.model_server", "--stop", "--foreground"]
-            subprocess.run(stop, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-            process.wait(timeout=60)
+            _end(process, lambda: subprocess.run(stop, cwd=folder, env=environment, stdout=log, stderr=log, check=False, timeout=60))
+
+
+def archive_labels(path: str | os.PathLike, pictures: Split) -> Tensor:
+    """Unpack an archive, and classify pictures with its own handler, as PNG files.
+
+    Args:
+        path: written by ``to_torchserve``.
+        pictures: what to classify.
+
+    Returns:
+        The label of each picture: N, int64.
+
+    Raises:
+        ValueError: ``path`` does not end in .mar.
+        FileNotFoundError: there is no such file.
+        ExportError: the handler refuses a picture; the message says why.
+    """
+    path = checks.path("path", path, ".mar")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_torchserve.")
+    return torch.tensor([answer["label"] for answer in _asked(path, checks.instance("pictures", pictures, Split), path)])
 
 
 def png(image: Tensor) -> bytes:
@@ -209,13 +237,23 @@ def unpacked_handler(path: str | os.PathLike) -> Iterator[tuple[object, _Context
         yield worker, context
 
 
-def _check(part: Path, expected: Tensor, pictures: Split, path: Path) -> None:
-    """Raise ExportError if the archive's handler answers otherwise than PyTorch; ``expected`` are its probabilities."""
-    requests = [{"body": png(image)} for image in pictures.images]
+def _asked(part: Path, pictures: Split, path: Path) -> list[dict]:
+    """Return what the handler in the archive ``part`` answers to each picture, in batches.
+
+    Raises:
+        ExportError: it refuses one; the message calls the archive ``path``.
+    """
+    requests = [{"body": png(image)} for image in pictures.images.cpu()]
     with unpacked_handler(part) as (worker, context):
         answers = [answer for start in range(0, len(requests), BATCH) for answer in worker.handle(requests[start : start + BATCH], context)]
     if context.statuses or any("error" in answer for answer in answers):
-        raise ExportError(f"{path} refuses pictures: {next(iter(context.statuses.values()))}; it was not written")
+        raise ExportError(f"{path} refuses pictures: {next(iter(context.statuses.values()))}")
+    return answers
+
+
+def _check(part: Path, expected: Tensor, pictures: Split, path: Path) -> None:
+    """Raise ExportError if the archive's handler answers otherwise than PyTorch; ``expected`` are its probabilities."""
+    answers = _asked(part, pictures, path)
     probabilities, labels = expected.max(1)
     difference = max(abs(answer["probability"] - p) for answer, p in zip(answers, probabilities.tolist(), strict=True))
     same = sum(answer["label"] == label for answer, label in zip(answers, labels.tolist(), strict=True)) / len(answers)
@@ -239,13 +277,38 @@ def _configure(path: Path, folder: Path) -> str:
         f"inference_address=http://127.0.0.1:{inference}",
         f"management_address=http://127.0.0.1:{management}",
         f"metrics_address=http://127.0.0.1:{metrics}",
+        "grpc_inference_address=127.0.0.1",
         f"grpc_inference_port={grpc}",
+        "grpc_management_address=127.0.0.1",
         f"grpc_management_port={grpc_management}",
         "disable_token_authorization=false",
         "disable_system_metrics=true",
     ]
     (folder / "config.properties").write_text("\n".join(lines) + "\n", "utf-8")
     return f"http://127.0.0.1:{inference}"
+
+
+def _end(process: subprocess.Popen, stop: Callable[[], object]) -> None:
+    """Stop TorchServe by ``stop``; whatever of its processes (Python, Java, the workers) then still lives is killed."""
+    family = _descendants(process)
+    try:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            stop()
+            process.wait(timeout=20)
+    finally:
+        family += [each for each in _descendants(process) if each not in family]  # a worker that was started since
+        for each in reversed(family):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        process.kill()
+        process.wait(timeout=60)
+        psutil.wait_procs(family, timeout=60)  # only then are its ports free
+
+
+def _descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
 
 
 def _started(process: subprocess.Popen, folder: Path, url: str, predictions: str, seconds: float) -> Server:

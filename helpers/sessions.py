@@ -43,8 +43,11 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Session
         callable(images) -> logits, both float32 arrays: B x 3 x 32 x 32 to B x classes.
 
     Raises:
+        TypeError: ``path`` is not a path.
+        FileNotFoundError: there is no such file.
         ImportError: onnxruntime is not installed; the message says how to.
     """
+    existing(path)
     with needs("onnxruntime"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -68,8 +71,11 @@ def litert_session(path: str | os.PathLike, threads: int | None = None) -> Sessi
         callable(images) -> logits, both float32 arrays: B x 3 x 32 x 32 to B x classes.
 
     Raises:
+        TypeError: ``path`` is not a path.
+        FileNotFoundError: there is no such file.
         ImportError: ai-edge-litert is not installed; the message says how to.
     """
+    existing(path)
     with needs("ai-edge-litert"):
         from ai_edge_litert.interpreter import Interpreter
     with quiet():
@@ -96,8 +102,11 @@ def executorch_session(path: str | os.PathLike, threads: int | None = None) -> S
         callable(images) -> logits, both float32 arrays: B x 3 x 32 x 32 to B x classes.
 
     Raises:
+        TypeError: ``path`` is not a path.
+        FileNotFoundError: there is no such file.
         ImportError: executorch is not installed; the message says how to.
     """
+    existing(path)
     with quiet(), needs("executorch"):
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
@@ -134,16 +143,52 @@ def open_session(path: str | os.PathLike, threads: int | None = None) -> Session
         callable(images) -> logits, both float32 arrays: B x 3 x 32 x 32 to B x classes.
 
     Raises:
+        TypeError: ``path`` is not a path.
         ValueError: another suffix.
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed; the message says how to.
     """
+    return SESSIONS[existing(path, *SESSIONS).suffix](path, threads)
+
+
+def litert_scales(path: str | os.PathLike) -> dict[str, tuple[float, int]]:
+    """Read by which scale and zero point a .tflite file rounds its pictures ("images") and its answers ("logits").
+
+    integer = round(value / scale) + zero point, and value = (integer - zero point) x scale. A file in single precision has none: 0, 0.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: another suffix.
+        FileNotFoundError: there is no such file.
+        ImportError: ai-edge-litert is not installed; the message says how to.
+    """
+    existing(path, ".tflite")
+    with needs("ai-edge-litert"):
+        from ai_edge_litert.interpreter import Interpreter
+    with quiet():
+        interpreter = Interpreter(os.fspath(path))
+    tensors = {"images": interpreter.get_input_details()[0], "logits": interpreter.get_output_details()[0]}
+    return {name: (float(tensor["quantization"][0]), int(tensor["quantization"][1])) for name, tensor in tensors.items()}
+
+
+def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Path:
+    """Return ``path`` if it is a file that ends in one of ``suffixes``, where any are given; ``name`` is what the caller calls it.
+
+    Raises:
+        TypeError: it is not a path.
+        ValueError: it ends otherwise.
+        FileNotFoundError: there is no such file.
+    """
+    if not isinstance(path, (str, os.PathLike)):  # without helpers.checks: see ``thread_count``
+        raise TypeError(f"{name} must be a path, got {path!r:.80} of type {type(path).__name__}")
     path = Path(path)
-    if path.suffix not in SESSIONS:
-        raise ValueError(f"path must end in {', '.join(SESSIONS)}, got {str(path)!r}")
+    if suffixes and path.suffix not in suffixes:
+        raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Way out: export the network first, with helpers.export.")
-    return SESSIONS[path.suffix](path, threads)
+    return path
 
 
 def thread_count(threads: int | None) -> int:

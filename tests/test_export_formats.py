@@ -1,15 +1,24 @@
 """Every format answers as PyTorch does, in its own runtime: small networks on digits, and the checkpoints on CIFAR-10."""
 
+import functools
+import os
 import re
+import shutil
+import signal
 import stat
+import subprocess
+import sys
+import tempfile
 import warnings
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from helpers import coreml, export, fidelity, low_rank, models, phone, pruning, serving
+from helpers import benchmark, coreml, export, fidelity, low_rank, models, phone, pruning, serving
 from helpers.data import HOME, load_data
 from helpers.evaluation import predict
 from helpers.training import fit
@@ -18,6 +27,7 @@ pytest.importorskip("litert_torch", reason="the exporters are not installed: pip
 
 CHECKPOINTS = sorted(path.stem for path in (HOME / "data" / "checkpoints").glob("vgg19*.safetensors"))
 NETWORKS = ("pruned", "channels", "low rank", "resnet18", "mobilenet_student")
+MODELS = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.cifar10) for name in CHECKPOINTS)]
 FORMATS = {
     "onnx": (".onnx", 1.0, lambda model, path, some, few: export.to_onnx(model, path, some)),
     "onnx int8": (".onnx", 0.99, lambda model, path, some, few: export.quantize_onnx(_onnx(model, path, some), path, few, some)),
@@ -38,8 +48,18 @@ PIP = {
 }  # the module that is not there, and what pip is to install
 
 
+SOURCES, FOLDER = weakref.WeakKeyDictionary(), tempfile.TemporaryDirectory()  # what is quantized: exported once for each network
+
+
 def _onnx(model, path, some):
-    return export.to_onnx(model, path.parent / "source" / "float.onnx", some)
+    if model not in SOURCES:
+        SOURCES[model] = export.to_onnx(model, Path(FOLDER.name) / f"{len(SOURCES)}.onnx", some)
+    return SOURCES[model]
+
+
+@functools.lru_cache(maxsize=1)
+def _checkpoint(name):
+    return models.load(HOME / "data" / "checkpoints" / f"{name}.safetensors")
 
 
 def _classes(path, pictures):
@@ -80,37 +100,34 @@ def networks(digits_):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_format_names_pytorchs_classes(networks, digits_, name, form, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", MODELS)
+def test_every_format_names_pytorchs_classes(request, name, form, tmp_path, monkeypatch):
+    """The checkpoints on 200 real test pictures; small networks on digits, which round worse than a trained VGG-19."""
     suffix, least, write = FORMATS[form]
-    model, some = networks[name].train(), digits_.test.take(slice(0, 100))
-    before = [parameter.clone() for parameter in model.parameters()]
-    if least < 1:  # networks of a few thousand weights, trained for seconds, round worse than the checkpoints below
-        least = 0.8
-        monkeypatch.setattr(export, "AGREEMENT", least)
-        monkeypatch.setattr(coreml, "AGREEMENTS", dict.fromkeys(coreml.WEIGHTS, least))
-    path = write(model, tmp_path / f"model{suffix}", some, digits_.train.take(slice(0, 100)))
-    same = (_classes(path, some) == predict(model, some).argmax(1)).float().mean()
-    assert same >= least
+    if name in CHECKPOINTS:
+        model, data = _checkpoint(name), request.getfixturevalue("cifar10")
+        if form == "coreml palettized" and sum(parameter.numel() for parameter in model.parameters()) > 10_000_000:
+            pytest.skip("k-means on 20 million weights takes minutes: export.to_coreml(model, path, weights='palettized') does it")
+        some, few = data.test.take(slice(0, 200)), data.train.take(slice(0, 200))
+    else:
+        model, data = request.getfixturevalue("networks")[name], request.getfixturevalue("digits_")
+        some, few = data.test.take(slice(0, 100)), data.train.take(slice(0, 100))
+        if least < 1:
+            least = 0.8
+            monkeypatch.setattr(export, "AGREEMENT", least)
+            monkeypatch.setattr(coreml, "AGREEMENTS", dict.fromkeys(coreml.WEIGHTS, least))
+    before = [parameter.clone() for parameter in model.train().parameters()]
+    path = write(model, tmp_path / f"model{suffix}", some, few)
+    assert (_classes(path, some) == predict(model, some).argmax(1)).float().mean() >= least
     assert model.training
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-    assert {file.name for file in tmp_path.iterdir()} - {"source"} == {f"model{suffix}"}
-
-
-@pytest.mark.cifar10
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_checkpoints_keep_their_classes_in_every_format(cifar10, name, form, tmp_path):
-    if form == "coreml palettized" and name in ("vgg19", "vgg19_lossless"):
-        pytest.skip("k-means on 20 million weights takes minutes: export.to_coreml(model, path, weights='palettized') does it")
-    suffix, least, write = FORMATS[form]
-    model, some = models.load(HOME / "data" / "checkpoints" / f"{name}.safetensors"), cifar10.test.take(slice(0, 200))
-    path = write(model, tmp_path / f"model{suffix}", some, cifar10.train.take(slice(0, 200)))
-    assert (_classes(path, some) == predict(model, some).argmax(1)).float().mean() >= least
+    assert [file.name for file in tmp_path.iterdir()] == [f"model{suffix}"]
+    if form == "onnx":
+        SOURCES[model] = Path(shutil.copyfile(path, Path(FOLDER.name) / f"{len(SOURCES)}.onnx"))
     weights = sum(parameter.numel() for parameter in model.parameters())
     bytes_each = {"coreml": 2, "coreml palettized": 0.75}.get(form, 1 if "int8" in form else 4)
     least_bytes = 0 if form == "torchserve" else 0.9 * bytes_each * weights  # a .mar is zipped, and zeros zip to nothing
-    assert least_bytes <= _size(path) <= 1.1 * bytes_each * weights
+    assert name not in CHECKPOINTS or least_bytes <= _size(path) <= 1.1 * bytes_each * weights
 
 
 def test_int8_litert_is_integers_throughout_and_scaled_as_the_file_says(networks, digits_, tmp_path, monkeypatch):
@@ -123,6 +140,7 @@ def test_int8_litert_is_integers_throughout_and_scaled_as_the_file_says(networks
     interpreter.allocate_tensors()
     taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     assert (taken["dtype"], given["dtype"]) == (np.int8, np.int8)
+    assert export.litert_scales(path) == {"images": taken["quantization"], "logits": given["quantization"]}
     kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
     assert kinds <= {np.int8, np.int32}  # int32: biases, shapes
     mean, std = (np.array(numbers).reshape(3, 1, 1) for numbers in (some.mean, some.std))
@@ -150,19 +168,18 @@ def test_a_file_that_holds_another_network_is_refused(networks, digits_, form, t
 
         return wrapped
 
-    source = _onnx(networks["pruned"], path, some)
+    source = _onnx(networks["pruned"], path, some) if form == "onnx int8" else None
     for module, name in ((torch.export, "export"), (torch.jit, "trace"), (torch.onnx, "export"), (litert_torch, "convert")):
         monkeypatch.setattr(module, name, instead(getattr(module, name)))
     if form == "onnx int8":
         wrong = export.onnx_logits(source, some)
         answers = iter([wrong.flip(1), wrong])
         monkeypatch.setattr(export, "onnx_logits", lambda *_, **__: next(answers))
-        monkeypatch.setitem(globals(), "_onnx", lambda *_: source)
     figures = r"(differs from PyTorch by [\d.e-]+ in a (logit|probability)|largest difference of a logit is [\d.e-]+)"
     with pytest.raises(export.ExportError, match=figures) as raised:
         write(networks["pruned"], path, some, some)
     assert re.search(r"the same class .*[\d.]+% of 50 pictures", str(raised.value))
-    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_older_package_gives_way_whole_or_not_at_all(networks, digits_, tmp_path, monkeypatch):
@@ -177,6 +194,69 @@ def test_an_older_package_gives_way_whole_or_not_at_all(networks, digits_, tmp_p
     export.to_coreml(networks["resnet18"], path, some)
     assert torch.equal(_classes(path, some), predict(networks["resnet18"], some).argmax(1))
     assert [file.name for file in tmp_path.iterdir()] == ["model.mlpackage"]
+
+
+def _write_and_die(path, moment):
+    """Replace a package in another process that is killed after so many of the renames it takes; return that process's number."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from helpers import coreml
+done, honest = [], os.replace
+def replace(*arguments):
+    if len(done) == {moment}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    honest(*arguments)
+    done.append(arguments)
+coreml.os.replace = replace
+with coreml._atomic_folder(Path({str(path)!r})) as part:
+    part.mkdir()
+    (part / "weights").write_text("new")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    return process.pid
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_kill_between_the_two_renames_strands_no_package(moment, tmp_path):
+    path = tmp_path / "model.mlpackage"
+    path.mkdir()
+    (path / "weights").write_text("old")
+    number = _write_and_die(path, moment)
+    assert path.exists() == (moment == 0)
+    assert any(str(number) in file.name for file in tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="on purpose"), coreml._atomic_folder(path) as part:
+        raise RuntimeError(f"on purpose, before {part} is there")
+    assert (path / "weights").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.mlpackage"]
+
+
+def test_reading_finds_the_package_that_a_kill_had_put_aside_and_leaves_the_living_alone(networks, digits_, tmp_path):
+    path, some = tmp_path / "model.mlpackage", digits_.test.take(slice(0, 5))
+    export.to_coreml(networks["pruned"], path, some)
+    _write_and_die(path, 1)
+    mine = tmp_path / f".model.mlpackage.{os.getpid()}.part"
+    mine.mkdir()  # to a reader, of a process that is still at work
+    assert torch.equal(_classes(path, some), predict(networks["pruned"], some).argmax(1))
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([mine.name, path.name])
+    export.to_coreml(networks["pruned"], path, some)  # to a writer, of an earlier process that had our number
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(FileNotFoundError, match=r"absent\.mlpackage does not exist"):
+        export.coreml_logits(tmp_path / "absent.mlpackage", some)
+    with pytest.raises(ValueError, match=r"path must end in \.mlpackage"):
+        export.coreml_logits(tmp_path / "model.mlmodel", some)
+
+
+def test_the_benchmark_counts_equal_classes_in_every_format(networks, digits_, tmp_path):
+    model, some = networks["pruned"], digits_.test.take(slice(0, 20))
+    package = export.to_coreml(model, tmp_path / "model.mlpackage", some)
+    archive = FORMATS["torchserve"][2](model, tmp_path / "model.mar", some, None)
+    wrong = predict(model, some)
+    wrong[:3] = -wrong[:3]
+    row = benchmark._as_run(package, wrong, some)
+    assert (set(row), row["same_class"]) == ({"same_class", "largest_difference"}, 17)
+    assert benchmark._as_run(archive, wrong, some) == {"same_class": 17}
 
 
 def test_a_core_ml_package_without_a_layer_is_refused(networks, digits_, tmp_path, monkeypatch):
@@ -316,8 +396,16 @@ def test_onnx_profile_has_every_operator_once(networks, digits_, tmp_path):
     assert table["microseconds"].is_monotonic_decreasing
     convolutions = sum(isinstance(module, nn.Conv2d) for module in networks["resnet18"].modules())
     assert table[table["operator"].str.contains("Conv")]["calls"].sum() == convolutions
+    nodes = export.onnx_profile(path, repeats=3, by="node")
+    assert list(nodes.columns) == ["node", "operator", "input", "microseconds", "share"]
+    assert nodes["share"].sum() == pytest.approx(1)
+    assert nodes["microseconds"].is_monotonic_decreasing
+    assert nodes["operator"].value_counts().to_dict() == table.set_index("operator")["calls"].to_dict()
+    assert (nodes["input"] == "1 x 3 x 32 x 32").any()
     with pytest.raises(ValueError, match=r"path must end in \.onnx"):
         export.onnx_profile(tmp_path / "model.tflite")
+    with pytest.raises(ValueError, match="by must be one of"):
+        export.onnx_profile(path, by="layer")
 
 
 # -- phones ----------------------------------------------------------------------------------------------------------

@@ -1,21 +1,32 @@
 """A real TorchServe on 127.0.0.1, and the handler it runs: pictures in, classes out, and everything else refused for itself."""
 
 import ast
+import base64
+import importlib.util
 import io
+import json
+import os
+import re
 import shutil
+import socket
+import struct
+import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
-from helpers import handler, models, serving
-from helpers.data import load_data
+from helpers import export, handler, models, serving
+from helpers.data import HOME, load_data
 from helpers.evaluation import predict
 from helpers.training import fit
 
@@ -109,6 +120,45 @@ def test_what_is_no_picture_is_refused_and_the_others_are_answered(worker, some)
     assert set(answers[0]) == {"class", "label", "probability"}
 
 
+def test_whatever_pillow_raises_costs_nobody_else_the_answer(worker, some, monkeypatch):
+    """Damaged files, seeded: some still decode, none may raise. And for what none of them triggers, an error of no special kind."""
+    draw, good = np.random.default_rng(0), serving.png(some.images[0])
+    image = Image.open(io.BytesIO(good))
+    originals, damaged = (good, _file(image, "JPEG", quality=90), _file(image.convert("P"))), []
+    for number in range(300):
+        file = bytearray(originals[number % 3])
+        if number % 2:
+            file = file[: draw.integers(1, len(file))]
+        for place in draw.integers(0, len(file), 1 + number % 4):
+            file[place] = draw.integers(256)
+        damaged.append(bytes(file))
+    for start in range(0, len(damaged), 30):
+        answers, statuses = worker(good, *damaged[start : start + 30], good)
+        assert answers[0] == answers[-1] == worker(good)[0][0]
+        assert {place for place, answer in enumerate(answers) if "error" in answer} == set(statuses) - {0}
+        assert all(code in (400, 413) for code, _ in statuses.values())
+        statuses.clear()
+    honest = Image.Image.convert
+
+    def broken(image, *arguments):
+        if image.size == (7, 7):
+            raise struct.error("unpack requires a buffer of 4 bytes")
+        return honest(image, *arguments)
+
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    answers, statuses = worker(good, _file(Image.new("RGB", (7, 7))), good)
+    assert ("class" in answers[0], statuses[1][0], "class" in answers[2]) == (True, 400, True)
+    assert "(error)" in answers[1]["error"]
+
+
+def test_an_archive_classifies_as_pytorch_does(archive, model, some, tmp_path):
+    assert torch.equal(export.archive_labels(archive, some), predict(model, some).argmax(1))
+    with pytest.raises(FileNotFoundError, match=r"absent\.mar does not exist"):
+        export.archive_labels(tmp_path / "absent.mar", some)
+    with pytest.raises(ValueError, match=r"path must end in \.mar"):
+        export.archive_labels(tmp_path / "model.pt", some)
+
+
 def test_a_body_that_is_not_bytes_and_a_batch_that_is_too_long_are_refused(archive, some):
     with serving.unpacked_handler(archive) as (worker, context):
         answers = worker.handle([{"body": {"picture": 1}}, {}, {"data": serving.png(some.images[0])}], context)
@@ -128,6 +178,13 @@ def test_classes_must_be_as_many_as_logits(model, some, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["my model.mar", "modèle.mar", "-x.mar", "a&b.mar"])
+def test_a_name_that_cannot_stand_in_a_url_is_refused_as_such(model, some, tmp_path, name):
+    with pytest.raises(ValueError, match=f"path must name the file by letters, digits.*{re.escape(name)}"):
+        serving.to_torchserve(model, tmp_path / name, some, classes=NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- a real server ---------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +195,14 @@ def test_single_pictures(server, model, some):
         label = int(probabilities.argmax())
         assert (status, answer["class"], answer["label"]) == (200, NAMES[label], label)
         assert answer["probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
+
+
+def test_a_jpeg_is_answered_as_the_handler_answers_it_here(server, worker, some):
+    jpeg = _file(Image.open(io.BytesIO(serving.png(some.images[0]))).resize((64, 48)), "JPEG", quality=90)
+    status, answer = server.post(jpeg)
+    here = worker(jpeg)[0][0]
+    assert (status, answer["class"], answer["label"]) == (200, here["class"], here["label"])
+    assert answer["probability"] == pytest.approx(here["probability"], abs=1e-4)
 
 
 def test_sixteen_at_a_time_and_a_broken_one_among_them(server, model, some):
@@ -171,17 +236,70 @@ def test_without_the_token_nobody_is_served(server, some, token):
 def test_the_server_stops_with_its_block(archive):
     if shutil.which("java") is None:
         pytest.skip("TorchServe needs Java: apt install default-jre-headless")
-    urls = []
+    urls, before, family = [], _below(), set()
 
     def interrupted():
         with serving.serving(archive) as server:
             urls.append(server.url.rsplit("/", 2)[0])
+            family.update(_below() - before)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"{urls[0]}/ping", timeout=5)
+    assert _is_gone(urls[0])
+    assert {"java"} <= {name for _, name in family}  # so there was something to stop
+    assert not family & _below()
+
+
+def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_stopped(server, archive, some, tmp_path, monkeypatch):
+    shared, config = tmp_path / "shared", tmp_path / "other.properties"
+    shared.mkdir()
+    config.write_text("inference_address=http://127.0.0.1:1\n")
+    monkeypatch.setenv("TEMP", str(shared))  # where Java would unpack the archives of both
+    monkeypatch.setenv("TS_CONFIG_FILE", str(config))  # it would take the place of our settings
+    picture, before = serving.png(some.images[0]), _below()
+    with serving.serving(archive) as second:
+        assert second.url != server.url
+        assert second.post(picture) == server.post(picture)
+        assert second.post(picture, token=server.token)[0] >= 400
+        family = _below() - before
+        bound = [
+            each for number, _ in family for each in psutil.Process(number).net_connections("inet") if each.status == psutil.CONN_LISTEN
+        ]
+        assert len(bound) >= 5  # inference, management, metrics, and twice gRPC
+        assert {each.laddr.ip.removeprefix("::ffff:") for each in bound} <= {"127.0.0.1", "::1"}
+        assert list(shared.iterdir()) == []
+        monkeypatch.setattr(serving.subprocess, "run", _no_more_processes)
+    assert _is_gone(second.url.rsplit("/", 2)[0])
+    assert not family & _below()
+    assert server.post(picture)[0] == 200
+
+
+def _no_more_processes(*_, **__):
+    raise BlockingIOError("fork: resource temporarily unavailable")
+
+
+def _below():
+    """The number and name of each process below this one."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add((process.pid, process.name()))
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _is_gone(url):
+    """Whether nobody listens any more; a server that answers with an error is a server."""
+    try:
+        urllib.request.urlopen(f"{url}/ping", timeout=5)
+    except urllib.error.HTTPError:
+        return False
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ConnectionRefusedError)
+    return False
 
 
 def test_no_archive_no_java_no_server(archive, tmp_path, monkeypatch):
@@ -192,3 +310,64 @@ def test_no_archive_no_java_no_server(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="needs Java"), serving.serving(archive):
         pass
+
+
+# -- LitServe, as notebook 05 writes it ------------------------------------------------------------------------------
+
+
+def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some, tmp_path):
+    if importlib.util.find_spec("litserve") is None:
+        pytest.skip("LitServe is not installed: pip install litserve (notebook 05 shows how it serves a file; nothing else needs it)")
+    cells = nbformat.read(HOME / "notebooks" / "05_deployment.ipynb", as_version=4).cells
+    block = next(
+        found for cell in cells for found in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL) if "litserve.LitServer" in found
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert block.count("port=8000") == 1
+    (tmp_path / "server.py").write_text(block.replace("port=8000", f"port={port}"))
+    export.to_onnx(model, tmp_path / "small.onnx", some)
+    shutil.copy(archive, tmp_path / "small.mar")
+    address = f"http://127.0.0.1:{port}"
+
+    def post(body):
+        request = urllib.request.Request(f"{address}/predict", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def in_base64(file):
+        return {"picture": base64.b64encode(file).decode()}
+
+    with (tmp_path / "log").open("w") as log:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])}
+        process = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        try:
+            for _ in range(240):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    break
+                except OSError:  # also HTTP 503, while the network is loaded
+                    time.sleep(0.25)
+            listening = [
+                each for number, _ in _below() for each in psutil.Process(number).net_connections("inet") if each.laddr.port == port
+            ]
+            assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
+            bodies = [in_base64(serving.png(image)) for image in some.images[:16]]
+            bodies[5], bodies[6] = in_base64(b"this is a text"), {"image": 1}
+            with ThreadPoolExecutor(16) as pool:
+                answers = list(pool.map(post, bodies))
+            expected = [{"class": NAMES[label]} for label in predict(model, some).argmax(1)[:16]]
+            assert answers[:5] + answers[7:] == expected[:5] + expected[7:]
+            assert "PNG or JPEG" in answers[5]["error"]
+            assert "base64" in answers[6]["error"]
+            with pytest.raises(urllib.error.HTTPError, match="413"):
+                post(in_base64(bytes(3_000_000)))
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            psutil.wait_procs([process, *family], timeout=5)
+            for each in family:
+                if each.is_running():
+                    each.kill()
