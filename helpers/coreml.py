@@ -84,7 +84,7 @@ def coreml_logits(path: str | os.PathLike, pictures: Split) -> Tensor:
         ImportError: coremltools is not installed; the message says how to.
         ExportError: the package holds an operation that the networks of this project do not have.
     """
-    path, pictures = checks.path("path", path, ".mlpackage"), some("pictures", pictures, "test")
+    path, pictures = checks.path("path", path, ".mlpackage"), some("pictures", checks.instance("pictures", pictures, Split), "test")
     _mend(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_coreml.")

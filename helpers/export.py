@@ -90,7 +90,12 @@ def to_onnx(model: nn.Module, path: str | os.PathLike, pictures: Split | None = 
 
 
 def quantize_onnx(
-    source: str | os.PathLike, path: str | os.PathLike, calibration: Split | None = None, pictures: Split | None = None
+    source: str | os.PathLike,
+    path: str | os.PathLike,
+    calibration: Split | None = None,
+    pictures: Split | None = None,
+    *,
+    agreement: float | None = None,
 ) -> Path:
     """Quantize an ONNX network to int8, statically: weights per channel, activations by their range on ``calibration`` (Jacob 2018).
 
@@ -100,19 +105,21 @@ def quantize_onnx(
         calibration: a few hundred training pictures. Default: 200 of ``load_data("auto")``.
         pictures: what to compare with ``source`` on. Default: ``calibration`` if given, else 200 test pictures of
             ``load_data("auto")``.
+        agreement: share of ``pictures`` that must keep their class, in [0, 1]. Default: 0.99.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: ``source`` or ``path`` does not end in .onnx, or a split is empty.
+        ValueError: ``source`` or ``path`` does not end in .onnx, a split is empty, or ``agreement`` is out of range.
         FileNotFoundError: there is no file ``source``.
         ImportError: onnxruntime is not installed; the message says how to.
-        ExportError: fewer than 99% of the pictures get the class that ``source`` gives them.
+        ExportError: fewer of the pictures than ``agreement`` get the class that ``source`` gives them.
     """
-    source = existing(source, ".onnx", name="source")
-    path, pictures = target(path, ".onnx", None, calibration if pictures is None else pictures)
+    source, given = existing(source, ".onnx", name="source"), calibration
     calibration = some("calibration", calibration, "train")
+    path, pictures = target(path, ".onnx", None, given if pictures is None else pictures)
+    least = AGREEMENT if agreement is None else checks.number("agreement", agreement, 0, 1)
     with needs("onnxruntime"):
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -131,7 +138,7 @@ def quantize_onnx(
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )
-        agree(onnx_logits(part, pictures), onnx_logits(source, pictures), path, AGREEMENT)
+        agree(onnx_logits(part, pictures), onnx_logits(source, pictures), path, least)
     return path
 
 
@@ -250,11 +257,13 @@ def logits(path: str | os.PathLike, pictures: Split, *, threads: int | None = No
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed; the message says how to.
     """
-    return _answers(open_session(path, threads), some("pictures", pictures, "test"), checks.integer("batch_size", batch_size, 1))
+    pictures = some("pictures", checks.instance("pictures", pictures, Split), "test")
+    return _answers(open_session(path, threads), pictures, checks.integer("batch_size", batch_size, 1))
 
 
 def accuracy(path: str | os.PathLike, split: Split) -> Accuracy:
     """Measure top-1 accuracy of an exported network (.onnx, .tflite or .pte) on ``split``, in its own runtime."""
+    split = some("split", checks.instance("split", split, Split), "test")
     return Accuracy(int((logits(path, split).argmax(1) == split.labels.cpu()).sum()), len(split))
 
 
@@ -322,7 +331,8 @@ def peak_memory(path: str | os.PathLike) -> dict[str, float]:
 
 def onnx_logits(path: str | os.PathLike, pictures: Split, *, threads: int | None = None, batch_size: int = 100) -> Tensor:
     """Run an ONNX network with onnxruntime on the CPU: see ``logits``."""
-    return _answers(onnx_session(path, threads), some("pictures", pictures, "test"), checks.integer("batch_size", batch_size, 1))
+    pictures = some("pictures", checks.instance("pictures", pictures, Split), "test")
+    return _answers(onnx_session(path, threads), pictures, checks.integer("batch_size", batch_size, 1))
 
 
 def onnx_accuracy(path: str | os.PathLike, split: Split) -> Accuracy:

@@ -73,7 +73,7 @@ def frozen(model: nn.Module) -> nn.Module:
     ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of memory
     (https://github.com/google-ai-edge/litert-torch/issues/1238).
     """
-    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    return copy.deepcopy(checks.instance("model", model, nn.Module)).cpu().to(memory_format=torch.contiguous_format).eval()
 
 
 @contextmanager

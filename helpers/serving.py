@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from helpers import checks, handler
 from helpers.data import Split
 from helpers.evaluation import predict
-from helpers.fidelity import ExportError, converting, default_data, frozen, target
+from helpers.fidelity import ExportError, converting, default_data, frozen, some, target
 from helpers.sessions import needs, quiet
 
 BATCH = 16  # pictures that TorchServe gathers before it calls the handler
@@ -100,7 +100,8 @@ class Server:
             picture: the bytes of a PNG or JPEG file.
             token: Default: the server's own; "" sends none.
         """
-        token = self.token if token is None else token
+        checks.instance("picture", picture, bytes)
+        token = self.token if token is None else checks.instance("token", token, str)
         headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {token}"} if token else {})
         request = urllib.request.Request(self.url, data=picture, headers=headers, method="POST")
         try:
@@ -168,14 +169,16 @@ def archive_labels(path: str | os.PathLike, pictures: Split) -> Tensor:
         FileNotFoundError: there is no such file.
         ExportError: the handler refuses a picture; the message says why.
     """
-    path = checks.path("path", path, ".mar")
+    path, pictures = checks.path("path", path, ".mar"), some("pictures", checks.instance("pictures", pictures, Split), "test")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_torchserve.")
-    return torch.tensor([answer["label"] for answer in _asked(path, checks.instance("pictures", pictures, Split), path)])
+    return torch.tensor([answer["label"] for answer in _asked(path, pictures, path)])
 
 
 def png(image: Tensor) -> bytes:
     """Encode a picture, uint8, 3 x H x W, as a PNG file, which loses nothing."""
+    if checks.instance("image", image, Tensor).dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise ValueError(f"image must be uint8, 3 x H x W, got {image.dtype}, {tuple(image.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -225,6 +228,7 @@ class _Context:
 @contextmanager
 def unpacked_handler(path: str | os.PathLike) -> Iterator[tuple[object, _Context]]:
     """Unpack an archive, and yield its own handler, ready to be called, with a context such as TorchServe's."""
+    path = checks.path("path", path)
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)

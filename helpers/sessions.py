@@ -182,7 +182,7 @@ def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Pat
         FileNotFoundError: there is no such file.
     """
     if not isinstance(path, (str, os.PathLike)):  # without helpers.checks: see ``thread_count``
-        raise TypeError(f"{name} must be a path, got {path!r:.80} of type {type(path).__name__}")
+        raise TypeError(f"{name} must be a path, got {'' if path is None else 'a '}{type(path).__name__}")
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {str(path)!r}")
@@ -193,13 +193,13 @@ def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Pat
 
 def thread_count(threads: int | None) -> int:
     """Return ``threads`` if it is a whole number of at least 1, and PyTorch's number of threads if it is None."""
-    if type(threads) is int and threads >= 1:
+    if type(threads) is int and 1 <= threads <= 1024:
         return threads  # without helpers.checks, which brings torch along: the probe measures a process that has none
     import torch
 
     from helpers import checks
 
-    return torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1)
+    return torch.get_num_threads() if threads is None else checks.integer("threads", threads, 1, 1024)
 
 
 @contextmanager

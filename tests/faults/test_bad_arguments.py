@@ -507,6 +507,7 @@ CASES = [
     )),
     (export.quantize_onnx, {"source": "x.onnx", "path": "y.onnx", "calibration": good.split}, {
         "source": FOUND.plus("x.pte", "x", ""), "path": path(suffix=True), "calibration": SOME, "pictures": SOME,
+        "agreement": number(0, 1, none=True),
     }),
     (export.to_litert, {**MODEL, "path": "y.tflite", "pictures": good.split, "int8": True}, {"calibration": SOME}),
     (export.zipped_bytes, {"path": "x.onnx"}, {"path": path()}),
@@ -580,37 +581,14 @@ ELSEWHERE = {  # slow, or in need of a phone or of an exported file: other tests
 }  # fmt: skip
 
 
-EVERY = object()
-PENDING = {  # {argument: the values, as an error shows them, that are not refused as they should be yet}; empty when all is mended
-    **{f"sessions.{name}.path": ("a Strange",) for name in (
-        "onnx_session", "litert_session", "executorch_session", "open_session", "litert_scales", "existing")},
-    **{f"export.{name}.path": ("a Strange",) for name in (
-        "logits", "onnx_logits", "accuracy", "onnx_accuracy", "latency", "onnx_latency", "peak_memory", "onnx_profile")},
-    "export.quantize_onnx.source": ("a Strange",),
-    **{f"sessions.{name}.threads": ("a int",) for name in ("thread_count", "onnx_session", "litert_session", "executorch_session",
-        "open_session")},
-    **{f"export.{name}.threads": ("a int",) for name in ("logits", "onnx_logits", "latency", "onnx_latency", "onnx_profile")},
-    **{f"{name}.model": ("None",) for name in (
-        "export.to_onnx", "export.to_executorch", "export.to_litert", "coreml.to_coreml", "serving.to_torchserve")},
-    "export.logits.pictures": ("None",), "export.onnx_logits.pictures": ("None",), "coreml.coreml_logits.pictures": ("None",),
-    "export.accuracy.split": EVERY, "export.onnx_accuracy.split": EVERY, "export.quantize_onnx.calibration": EVERY,
-    "serving.archive_labels.pictures": EVERY, "serving.unpacked_handler.path": EVERY, "serving.png.image": EVERY,
-    "serving.Server.post.picture": EVERY, "serving.Server.post.token": EVERY,
-}  # fmt: skip
-
-
 def label(function):
     if inspect.isclass(function):
         return function.__name__
     return f"{function.__module__.removeprefix('helpers.')}.{function.__qualname__}".replace("pruning.PolynomialSchedule.", "")
 
 
-def pending(pair):
-    return PENDING.get(f"{label(pair[0])}.{pair[2]}", ())
-
-
 PAIRS = [(call, right, name, wrong) for call, right, arguments in CASES for name, wrong in arguments.items() if wrong is not None]
-DRAWN = [pair for pair in PAIRS if pair[-1].drawn is not None and pending(pair) is not EVERY]
+DRAWN = [pair for pair in PAIRS if pair[-1].drawn is not None]
 
 
 def named(pairs):
@@ -680,8 +658,7 @@ def began(*arguments, **options):
 @pytest.mark.parametrize(**named(PAIRS))
 def test_each_bad_value_is_refused(call, right, name, wrong):
     said = [(checks._shown(value), complaint(call, right, name, value)) for value in wrong.fixed]
-    left = pending((call, right, name))
-    assert left is EVERY or not [one for one in said if one[1] and one[0] not in left]
+    assert not [one for one in said if one[1]]
 
 
 @pytest.mark.parametrize(**named(DRAWN))
