@@ -194,7 +194,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
                 if writer.isdigit() and not psutil.pid_exists(int(writer)):
                     left.unlink(missing_ok=True)
             part.touch()
+            mode = part.stat().st_mode
             yield part
+            part.chmod(mode)  # a writer may have made the file anew, for nobody else to read
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(path)

@@ -174,3 +174,10 @@ def test_foreign_and_hostile_recipes_are_refused(saved, tmp_path):
         save_file(tensors, foreign, {**metadata, "recipe": text, "sha256": models.digest(tensors, text)})
         with pytest.raises(CheckpointError, match="recipe this version cannot follow"):
             models.load(foreign)
+
+
+def test_a_saved_file_is_as_readable_as_any_other(tmp_path):
+    """safetensors alone would make it for its owner only."""
+    (tmp_path / "any other").touch()
+    path = models.save(models.build("tiny_convnet", width=0.1), tmp_path / "model.safetensors")
+    assert path.stat().st_mode == (tmp_path / "any other").stat().st_mode
