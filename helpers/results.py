@@ -59,13 +59,13 @@ def describe_device(device: str | torch.device = "cpu") -> str:
         raise ValueError(f"device must be cpu, cuda, or cuda: and a number, got {device!r}")
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text("utf-8").splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    name = names[0] if names else platform.processor() or platform.machine()
+    info, said = Path("/proc/cpuinfo"), {}
+    for line in info.read_text("utf-8").splitlines() if info.exists() else ():
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in said:  # a cloud's processors of one name may be years apart
+        name += f" (family {said['cpu family']}, model {said.get('model')})"
     return f"{name}, {os.cpu_count()} cores"
 
 
