@@ -60,7 +60,7 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser", opening()]
     environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "NNC_DATA": "digits"}
-    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "NNC_BUDGET": "quick"}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "NNC_BUDGET": "quick", "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"

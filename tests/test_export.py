@@ -84,7 +84,7 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
     with pytest.raises(TypeError, match="pictures must be Split"):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.images)
     for measure in (lambda path: export.logits(path, some), export.latency, export.peak_memory, export.onnx_profile, export.litert_scales):
-        with pytest.raises(TypeError, match="path must be a path, got 1"):
+        with pytest.raises(TypeError, match="path must be a path, got a int"):
             measure(1)
     for measure in (export.onnx_logits, export.onnx_accuracy, export.logits):
         with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
@@ -94,13 +94,13 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
             measure(tmp_path / "absent.onnx")
     with pytest.raises(TypeError, match="pictures must be Split"):
         export.onnx_logits(export.to_onnx(networks["built"], tmp_path / "model.onnx", some), some.images)
-    with pytest.raises(TypeError, match="source must be a path, got 1"):
+    with pytest.raises(TypeError, match="source must be a path, got a int"):
         export.quantize_onnx(1, tmp_path / "int8.onnx", some)
     with pytest.raises(ValueError, match=r"source must end in \.onnx"):
         export.quantize_onnx(tmp_path / "model.tflite", tmp_path / "int8.onnx", some)
     with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
         export.quantize_onnx(tmp_path / "absent.onnx", tmp_path / "int8.onnx", some)
-    with pytest.raises(TypeError, match="path must be a path, got 1"):
+    with pytest.raises(TypeError, match="path must be a path, got a int"):
         export.zipped_bytes(1)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
