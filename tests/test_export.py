@@ -100,7 +100,7 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
         export.quantize_onnx(tmp_path / "model.tflite", tmp_path / "int8.onnx", some)
     with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
         export.quantize_onnx(tmp_path / "absent.onnx", tmp_path / "int8.onnx", some)
-    with pytest.raises(TypeError, match="path must be a path, got a int"):
+    with pytest.raises(TypeError, match="path must be a path, got 1"):
         export.zipped_bytes(1)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
