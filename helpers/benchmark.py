@@ -34,6 +34,7 @@ EPOCHS = {
     "teacher": {"quick": 30, "full": 200},
     "distillation": {"quick": 30, "full": 200},
     "distillation_grid": {"quick": 3, "full": 60},
+    "students": {"quick": 50, "full": 300},
     "pruning": {"quick": 3, "full": 100},
     "channels": {"quick": 10, "full": 100},
     "low_rank": {"quick": 4, "full": 60},
@@ -142,6 +143,32 @@ def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
     fit(student, _glance(data), epochs=row["epochs"], batch_size=batch_size, loss=loss, seed=seed, checkpoint=checkpoint)
     return student
+
+
+def students(arguments: argparse.Namespace) -> None:
+    """Train the student on all pictures, export and quantize it, measure it beside the teacher; append to data/results/students.csv.
+
+    The teacher is in the loss; ``--start vgg19_rank6`` lets that file of data/checkpoints teach instead: a compressed copy answers
+    several times as fast. ``--alone`` trains on the labels only.
+    """
+    data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "students")
+    for seed in arguments.seeds:
+        taught_by = "nobody" if arguments.alone else arguments.start or arguments.model
+        row = {"student": arguments.student, "model": arguments.model, "data": data.name, "taught_by": taught_by}
+        row |= {"epochs": epochs, "lr": 0.1, "train_pictures": len(data.train), "weights": _digest()}
+        if results.finished("students", row | {"seed": seed}):
+            continue
+        torch.manual_seed(seed)
+        student = models.build(arguments.student)
+        loss = None if arguments.alone else _distilling(TEACHER.with_name(f"{taught_by}.safetensors"))
+        name = f"{arguments.student}-{taught_by}"
+        _train_on(student, data, epochs, row["lr"], seed, name, loss=loss)
+        if not _writes():
+            continue
+        keep = not arguments.alone and seed == 0 and len(data.train) == 45_000
+        path = TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors") if keep else WORK / f"{name}.safetensors"
+        models.save(student, path, torch.float16)
+        results.append("students", row | deployed(models.load(path), data) | results.provenance(seed))
 
 
 def sensitivity(arguments: argparse.Namespace) -> None:
@@ -431,8 +458,8 @@ def _loss(arguments: argparse.Namespace) -> Loss | None:
     return _distilling() if arguments.distil else None
 
 
-def _distilling() -> Loss:
-    return DistillationLoss(models.load(TEACHER), temperature=4, alpha=0.9)
+def _distilling(path: Path | None = None) -> Loss:
+    return DistillationLoss(models.load(path or TEACHER), temperature=4, alpha=0.9)
 
 
 def _channel_scan() -> pd.DataFrame:
@@ -502,6 +529,7 @@ COMMANDS = {
     "distillation": distillation,
     "distillation_grid": distillation_grid,
     "sensitivity": sensitivity,
+    "students": students,
     "pruning": prune,
     "channels": channels,
     "low_rank_curve": low_rank_curve,
@@ -518,9 +546,9 @@ COMMANDS = {
     "speed_sliders": speed.speed_sliders,
 }
 ALL = [name for name in COMMANDS if not name.startswith("speed_")]  # what a bare ``python -m helpers.benchmark`` runs, in this order
-LATER = ("combined", "orders", "peers", "shipped", "formats")  # need what the others write, so they wait for them
+LATER = ("students", "combined", "orders", "peers", "shipped", "formats")  # need what the others write, so they wait for them
 LISTS = {"pruning": ("only",), "channels": ("tolerances",), "low_rank": ("budgets", "macs")}  # a run per entry and seed
-SEEDED = ("distillation", "pruning", "channels", "low_rank", "combined")  # the others take the first seed alone
+SEEDED = ("distillation", "students", "pruning", "channels", "low_rank", "combined")  # the others take the first seed alone
 
 
 def jobs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
@@ -614,14 +642,16 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     line.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
     line.add_argument("--restart", action="store_true", help="teacher: train the one that is there for another cycle")
-    line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation")
+    line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")
     line.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
     line.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")
     line.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
-    line.add_argument("--start", help="combined: the file of data/checkpoints to go on from, for example vgg19_rank6")
+    line.add_argument(
+        "--start", help="the file of data/checkpoints that combined goes on from, or that teaches students, for example vgg19_rank6"
+    )
     line.add_argument("--point", default="combined", help="combined: what this model is called in the table, and its file after vgg19_")
     line.add_argument("--steps", type=int, default=12, choices=range(1, 150), metavar="1..149", help="timed by speed")
     return line

@@ -90,13 +90,13 @@ def _resnet(name: str) -> Callable[[int], nn.Module]:
     return build
 
 
-def _residual_convnet(widths: Sequence[int]) -> Callable[[int], nn.Module]:
-    """A stem at full resolution that is one cheap layer, then per stage a stride-2 convolution and one residual block."""
+def _residual_convnet(widths: Sequence[int], blocks: Sequence[int]) -> Callable[[int], nn.Module]:
+    """A stem at full resolution that is one cheap layer, then per stage a stride-2 convolution and so many residual blocks."""
 
     def build(num_classes: int) -> nn.Module:
         layers = _conv(3, widths[0])
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [*_conv(inputs, outputs, stride=2), ResidualBlock(outputs)]
+        for (inputs, outputs), count in zip(itertools.pairwise(widths), blocks, strict=True):
+            layers += [*_conv(inputs, outputs, stride=2), *(ResidualBlock(outputs) for _ in range(count))]
         return ConvNet(nn.Sequential(*layers), widths[-1], num_classes)
 
     return build
@@ -124,8 +124,9 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "resnet50": _resnet("resnet50"),
-    "small_convnet": _residual_convnet((32, 64, 128, 256)),
-    "tiny_convnet": _residual_convnet((24, 48, 96, 184)),
+    "small_convnet": _residual_convnet((32, 64, 128, 256), (1, 1, 1)),
+    "tiny_convnet": _residual_convnet((24, 48, 96, 184), (1, 1, 1)),
+    "micro_convnet": _residual_convnet((16, 32, 64), (4, 2)),  # few parameters make few errors where they are deep, not wide
     "mobilenet_student": _mobilenet_student,
     "vgg19_imagenet": _vgg19_imagenet,
 }
@@ -136,8 +137,8 @@ def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
 
     Args:
         name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34, resnet50,
-            small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), mobilenet_student (1.3%), or
-            vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with ``num_classes=1000`` that is
+            small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), mobilenet_student (1.3%), micro_convnet
+            (1.2%), or vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with ``num_classes=1000`` that is
             the 548 MiB model (143,667,240 parameters) everybody quotes.
         num_classes: number of logits.
         width: factor on every layer's channel count but the pictures' 3 and the logits; at least one channel stays.
