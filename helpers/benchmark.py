@@ -649,9 +649,8 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
     line.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")
     line.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
-    line.add_argument(
-        "--start", help="the file of data/checkpoints that combined goes on from, or that teaches students, for example vgg19_rank6"
-    )
+    line.add_argument("--start", help="file of data/checkpoints, such as vgg19_rank6: combined goes on from it, students learn from it")
+    line.add_argument("--alone", action="store_true", help="students: without a teacher")
     line.add_argument("--point", default="combined", help="combined: what this model is called in the table, and its file after vgg19_")
     line.add_argument("--steps", type=int, default=12, choices=range(1, 150), metavar="1..149", help="timed by speed")
     return line
