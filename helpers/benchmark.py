@@ -165,9 +165,9 @@ def students(arguments: argparse.Namespace) -> None:
         _train_on(student, data, epochs, row["lr"], seed, name, loss=loss)
         if not _writes():
             continue
-        keep = not arguments.alone and seed == 0 and len(data.train) == 45_000
+        keep = not arguments.alone and seed == 0 and len(data.train) == 45_000 and profiling.file_bytes(student, torch.float16) < 1e6
         path = TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors") if keep else WORK / f"{name}.safetensors"
-        models.save(student, path, torch.float16)
+        models.save(student, path, torch.float16)  # the repository keeps the file only if it is small
         results.append("students", row | deployed(models.load(path), data) | results.provenance(seed))
 
 
@@ -355,6 +355,8 @@ def shipped(arguments: argparse.Namespace) -> None:
     """Measure every file of data/checkpoints in onnxruntime, as it is and in int8; append to data/results/shipped.csv."""
     data = load_data(arguments.data)
     for path in sorted(TEACHER.parent.glob("*.safetensors")):
+        if path.stem.removeprefix(f"{arguments.model}_") in models.MODELS and path != TEACHER:
+            continue  # a student: its row is in students.csv
         row = {"file": path.stem, "data": data.name, "checksum": _digest(path)}
         if _writes() and not results.finished("shipped", row):
             results.append("shipped", row | deployed(models.load(path), data) | results.provenance(0))

@@ -33,6 +33,7 @@ CLAIMED = {  # times smaller, points of accuracy lost, times faster: what is usu
     "ResNet-50 student": (8.0, 1.3, 5.9),
     "ResNet-50 pruned": (6.7, 0.9, 3.5),
 }
+STUDENTS = {"tiny_convnet": "distilled TinyConvNet", "micro_convnet": "distilled MicroConvNet"}
 TEACHER_BYTES = 4 * 20_040_522  # VGG-19 for CIFAR-10, in single precision
 MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
 
@@ -198,7 +199,13 @@ def series_table() -> pd.DataFrame:
         for _, run in read("combined").query("seed == 0").drop_duplicates("point", keep="last").iterrows():
             name = names.get(run["point"], run["point"])
             add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"), "combined")
-    for name in ("distilled TinyConvNet", "ResNet-50 student", "ResNet-50 pruned"):
+    if (RESULTS / "students.csv").exists():
+        taught = read("students").query("taught_by != 'nobody' and seed == 0").sort_values("epochs").drop_duplicates("student", keep="last")
+        for _, run in taught.sort_values("parameters", ascending=False).iterrows():
+            name = STUDENTS.get(run["student"], f"distilled {run['student']}")
+            add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), name if name in CLAIMED else "")
+            add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+    for name in ("ResNet-50 student", "ResNet-50 pruned"):
         rows.append({"model": name, "accuracy": "", "usually claimed": claimed(name)})
     return pd.DataFrame(rows)
 
@@ -232,6 +239,8 @@ def markdown() -> str:
             )
             if gains.mean() <= 2 * gains.std() / len(gains) ** 0.5:
                 lines[-1] += " So short a training shows no gain; notebook 01 says what may be behind it."
+    if (RESULTS / "students.csv").exists():
+        lines += _student_lines(read("students"))
     lines += _table_lines()
     runs = _compressed("pruning", "Pruning", _pruned)
     runs += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
@@ -246,6 +255,20 @@ def markdown() -> str:
             f"in batches of {row['batch_size']:.0f}."
         )
     return "\n".join(lines)
+
+
+def _student_lines(runs: pd.DataFrame) -> list[str]:
+    """Return a line for each student that was trained on all pictures: taught, and where there is such a row, alone."""
+    lines = []
+    for (student, epochs, seed), same in runs.groupby(["student", "epochs", "seed"], sort=False):
+        by = same.drop_duplicates("taught_by", keep="last").set_index("taught_by")
+        said = [f"{'alone' if who == 'nobody' else f'taught by {who}'} {accuracy(run)}" for who, run in by.iterrows()]
+        run = by.iloc[0]
+        lines.append(
+            f"- **Student**, {student} ({run['parameters'] / 1e6:.2f}M parameters), {run['train_pictures']:,} pictures, {epochs} epochs, "
+            f"seed {seed}: {'; '.join(said)} on the test split."
+        )
+    return lines
 
 
 def _pruned(run: pd.Series) -> str:

@@ -76,6 +76,21 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
     assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
 
 
+def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
+    monkeypatch.setattr(benchmark, "deployed", lambda model, data: benchmark._counts(model, data.test))
+    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet", "start": None, "alone": False})
+    models.save(models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16)
+    for changed in ({}, {"start": "copy"}, {"alone": True}):
+        benchmark.students(argparse.Namespace(**{**vars(asked), **changed}))
+    rows = results.read("students")
+    assert list(rows["taught_by"]) == ["vgg19", "copy", "nobody"]
+    assert rows["parameters"].nunique() == 1
+    assert rows["correct"].iloc[0] == rows["correct"].iloc[1]  # the same teacher by another name
+    monkeypatch.setattr(benchmark, "fit", None)
+    benchmark.students(asked)  # a finished row is not run again
+    assert len(results.read("students")) == 3
+
+
 def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch):
     def counted(model, data):  # what is exported and timed is tested with the combined row
         return benchmark._counts(model, data.test) | {"nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}

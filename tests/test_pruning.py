@@ -13,7 +13,7 @@ from helpers import models, profiling, pruning
 from helpers.data import load_data
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
 from helpers.series import TEACHER
-from helpers.training import Callback, evaluate, fit
+from helpers.training import Callback, Run, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +253,44 @@ def test_frozen_layers_must_be_skipped_and_skip_may_be_any_iterable(few):
     assert "classifier" not in prunable(model, skip=(name for name in ["classifier"]))
 
 
+def stepping(pruner, model, steps):
+    """Let a pruner see every step of a run that moves no weight; return the steps at which it drew masks."""
+    run, drawn = Run(model, torch.optim.SGD(model.parameters(), lr=0.0), steps), []
+    draw = pruner._draw
+    pruner._draw = lambda run, saliency: (drawn.append(run.step), draw(run, saliency))
+    pruner.on_start(run)
+    for run.step in range(1, steps + 1):
+        pruner.on_step(run)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [
+        (5_000, None, range(100, 5_001, 100)),  # a fiftieth of the run
+        (600, None, range(30, 601, 30)),  # but 30 from 300 steps on
+        (100, None, range(10, 101, 10)),  # and a tenth before that
+        (5, None, range(1, 6)),
+        (23, 5, [5, 10, 15, 20, 23]),  # the last step always, so that the asked sparsity is reached
+    ],
+)
+def test_masks_are_drawn_as_often_as_said(steps, every, expected):
+    assert stepping(GradualPruner(PolynomialSchedule(0.5), every=every), nn.Linear(4, 2), steps) == list(expected)
+
+
+def test_by_gradient_what_was_pruned_before_stays_so_only_if_the_schedule_begins_there():
+    for begins, expected in ((0.5, {"": torch.tensor([[True, False, True, False]])}), (0.0, {})):
+        layer = nn.Linear(4, 1, bias=False)
+        layer.weight.data = torch.tensor([[1.0, 0.0, -2.0, 0.0]])
+        pruner = GradualPruner(PolynomialSchedule(0.75, begins), "gradient")
+        run = Run(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 10)
+        pruner.on_start(run)
+        assert {name: mask.tolist() for name, mask in pruner.masks.items()} == {name: mask.tolist() for name, mask in expected.items()}
+        layer.weight.grad = torch.ones(1, 4)
+        pruner.on_gradients(run)
+        assert layer.weight.grad.tolist() == ([[1, 0, 1, 0]] if begins else [[1, 1, 1, 1]])
+
+
 # -- two of four, sensitivity, channels, sweep -----------------------------------------------------------------------
 
 
@@ -324,6 +362,23 @@ def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
             assert after.shape[0] == (max(8, 8 * round(count / 2 / 8)) if count > 8 else count), layer
     back = models.load(models.save(smaller, tmp_path / "smaller.safetensors"))
     assert torch.equal(back(images), smaller(images))
+
+
+def test_a_scan_of_channels_takes_exactly_the_share_it_names(trained, monkeypatch):
+    model, data = trained
+    seen = []
+    monkeypatch.setattr(pruning, "evaluate", lambda network, split, precision: seen.append(network) or evaluate(network, split))
+    pruning.sensitivity(model, data.validation.take(slice(0, 20)), ratios=(0.25, 0.6), unit="channel", only=["features.0"])
+    assert [network.get_submodule("features.0").out_channels for network in seen] == [12, 9, 5]  # round(12 * 0.4) is 5
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+def test_ranked_together_exactly_the_share_of_all_channels_goes(ratio):
+    torch.manual_seed(0)
+    model = models.build("vgg11", width=0.25)
+    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio, scope="global", round_to=1)
+    before, after = (sum(layer.out_channels for layer in m.modules() if isinstance(layer, nn.Conv2d)) for m in (model, smaller))
+    assert before - after == round(ratio * before)
 
 
 def test_the_channels_with_the_smallest_weights_go():
