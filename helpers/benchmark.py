@@ -57,7 +57,7 @@ def teacher(arguments: argparse.Namespace) -> None:
     recipe = {"epochs": row["epochs"], "lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
     if arguments.restart:
         model = models.load(TEACHER)
-        row["cycle"] = int(results.read("teacher").iloc[-1]["cycle"]) + 1
+        row["cycle"] = int(results.read("teacher").query("model == @arguments.model").iloc[-1]["cycle"]) + 1
         data = replace(data, train=_least_sure(model, data, seed))
         recipe |= {"lr": 0.05, "warmup": 0.1}
     else:

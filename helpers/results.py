@@ -225,9 +225,11 @@ def markdown() -> str:
     """Return the README's results section, made from the files alone; what has not been measured is not mentioned."""
     lines = []
     if (RESULTS / "teacher.csv").exists():
-        row = read("teacher").iloc[-1]
-        epochs = " + ".join(str(cycle) for cycle in read("teacher")["epochs"].iloc[-int(row["cycle"]) :])
-        lines += [f"- **Teacher**, VGG-19 on CIFAR-10, {epochs} epochs on {row['device']}: {accuracy(row)} on the test split."]
+        for model, cycles in read("teacher").groupby("model", sort=False):
+            row = cycles.iloc[-1]
+            epochs = " + ".join(str(cycle) for cycle in cycles["epochs"].iloc[-int(row["cycle"]) :])
+            who = "**Teacher**, VGG-19" if model == "vgg19" else f"**Begun**, {model}"
+            lines.append(f"- {who} on CIFAR-10, {epochs} epochs on {row['device']}: {accuracy(row)} on the test split.")
     if (RESULTS / "distillation.csv").exists():
         row, wide = pairs(read("distillation"))
         gains = wide["taught"] - wide["alone"]

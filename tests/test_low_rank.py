@@ -139,8 +139,9 @@ def test_the_original_is_untouched_and_the_copy_saves_and_trains(tmp_path):
 
 def test_ranks_by_hand_are_honoured_with_a_warning():
     model = models.build("tiny_convnet", width=0.3)
-    with pytest.warns(UserWarning, match=r"layer classifier grows from 550 to 650 weights at rank 10"):
+    with pytest.warns(UserWarning, match=r"layer classifier grows from 550 to 650 weights at rank 10") as warned:
         larger = factorize(model, ranks={"classifier": 10})
+    assert warned[0].filename == __file__
     assert count_parameters(larger) == count_parameters(model) + 100
     assert isinstance(larger.features[0], nn.Conv2d)
 
@@ -305,8 +306,9 @@ def test_ranks_are_rounded_where_asked(budget):
 
 def test_a_layer_that_would_grow_is_left_alone_and_says_so():
     model = models.build("tiny_convnet", width=0.3)
-    with pytest.warns(UserWarning, match=r"left alone.*features\.0"):
+    with pytest.warns(UserWarning, match=r"left alone.*features\.0") as warned:
         whole = factorize(model, 1.0)
+    assert warned[0].filename == __file__  # the line that called, not one of ours
     assert count_parameters(whole) == count_parameters(model)
 
 
