@@ -149,26 +149,30 @@ def students(arguments: argparse.Namespace) -> None:
     """Train the student on all pictures, export and quantize it, measure it beside the teacher; append to data/results/students.csv.
 
     The teacher is in the loss; ``--start vgg19_rank6`` lets that file of data/checkpoints teach instead: a compressed copy answers
-    several times as fast. ``--alone`` trains on the labels only.
+    several times as fast. ``--alone`` trains on the labels only. ``--restart`` trains the student that is there for another cycle.
     """
     data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "students")
     for seed in arguments.seeds:
         taught_by = "nobody" if arguments.alone else arguments.start or arguments.model
         row = {"student": arguments.student, "model": arguments.model, "data": data.name, "taught_by": taught_by}
         row |= {"epochs": epochs, "lr": 0.1, "train_pictures": len(data.train), "weights": _digest()}
-        if results.finished("students", row | {"seed": seed}):
-            continue
         torch.manual_seed(seed)
         student = models.build(arguments.student)
+        name = f"{arguments.student}-{taught_by}-{len(data.train)}-{seed}"
+        if arguments.restart:  # never written over, so that a killed run finds it again
+            before = WORK / f"{name}.safetensors"
+            student, name = models.load(before), f"{name}-again"
+            row |= {"lr": 0.05, "before": _digest(before)}
+        if results.finished("students", row | {"seed": seed}):
+            continue
         loss = None if arguments.alone else _distilling(TEACHER.with_name(f"{taught_by}.safetensors"))
-        name = f"{arguments.student}-{taught_by}"
-        _train_on(student, data, epochs, row["lr"], seed, name, loss=loss)
+        _train_on(student, data, epochs, row["lr"], seed, f"student-{name}", loss=loss)
         if not _writes():
             continue
-        keep = not arguments.alone and seed == 0 and len(data.train) == 45_000 and profiling.file_bytes(student, torch.float16) < 1e6
-        path = TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors") if keep else WORK / f"{name}.safetensors"
-        models.save(student, path, torch.float16)  # the repository keeps the file only if it is small
-        results.append("students", row | deployed(models.load(path), data) | results.provenance(seed))
+        student = models.load(models.save(student, WORK / f"{name}.safetensors", torch.float16))
+        results.append("students", row | deployed(student, data) | results.provenance(seed))
+        if not arguments.alone and seed == 0 and len(data.train) == 45_000 and profiling.file_bytes(student, torch.float16) < 1e6:
+            models.save(student, TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors"), torch.float16)  # small: kept
 
 
 def sensitivity(arguments: argparse.Namespace) -> None:
@@ -643,7 +647,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--train-limit", type=int, help="training pictures; default: all")
     line.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     line.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
-    line.add_argument("--restart", action="store_true", help="teacher: train the one that is there for another cycle")
+    line.add_argument("--restart", action="store_true", help="teacher, students: train what is there for another cycle")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")

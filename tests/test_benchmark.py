@@ -78,7 +78,7 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
 
 def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
     monkeypatch.setattr(benchmark, "deployed", lambda model, data: benchmark._counts(model, data.test))
-    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet", "start": None, "alone": False})
+    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet", "start": None, "alone": False, "restart": False})
     models.save(models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16)
     for changed in ({}, {"start": "copy"}, {"alone": True}):
         benchmark.students(argparse.Namespace(**{**vars(asked), **changed}))
@@ -86,9 +86,15 @@ def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypat
     assert list(rows["taught_by"]) == ["vgg19", "copy", "nobody"]
     assert rows["parameters"].nunique() == 1
     assert rows["correct"].iloc[0] == rows["correct"].iloc[1]  # the same teacher by another name
+    again = argparse.Namespace(**{**vars(asked), "restart": True})
+    benchmark.students(again)
+    row = results.read("students").iloc[-1]
+    assert row["before"] == benchmark._digest(benchmark.WORK / "tiny_convnet-vgg19-256-0.safetensors")
+    assert row["lr"] < rows["lr"].iloc[0]
     monkeypatch.setattr(benchmark, "fit", None)
-    benchmark.students(asked)  # a finished row is not run again
-    assert len(results.read("students")) == 3
+    for finished in (asked, again):  # a finished row is not run again
+        benchmark.students(finished)
+    assert len(results.read("students")) == 4
 
 
 def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch):
