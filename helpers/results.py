@@ -200,7 +200,7 @@ def series_table() -> pd.DataFrame:
             name = names.get(run["point"], run["point"])
             add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"), "combined")
     if (RESULTS / "students.csv").exists():
-        taught = read("students").query("taught_by != 'nobody' and seed == 0").sort_values("epochs").drop_duplicates("student", keep="last")
+        taught = read("students").query("taught_by != 'nobody' and seed == 0").drop_duplicates("student", keep="last")
         for _, run in taught.sort_values("parameters", ascending=False).iterrows():
             name = STUDENTS.get(run["student"], f"distilled {run['student']}")
             add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), name if name in CLAIMED else "")
@@ -266,8 +266,9 @@ def _student_lines(runs: pd.DataFrame) -> list[str]:
         by = same.drop_duplicates("taught_by", keep="last").set_index("taught_by")
         said = [f"{'alone' if who == 'nobody' else f'taught by {who}'} {accuracy(run)}" for who, run in by.iterrows()]
         run = by.iloc[0]
+        more = " more" if pd.notna(run.get("before")) else ""  # a restart
         lines.append(
-            f"- **Student**, {student} ({run['parameters'] / 1e6:.2f}M parameters), {run['train_pictures']:,} pictures, {epochs} epochs, "
+            f"- **Student**, {student} ({run['parameters'] / 1e6:.2f}M parameters), {run['train_pictures']:,} pictures, {epochs}{more} epochs, "
             f"seed {seed}: {'; '.join(said)} on the test split."
         )
     return lines

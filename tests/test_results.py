@@ -118,3 +118,26 @@ def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     assert text.startswith("above")
     assert text.endswith("below\n")
     assert "old" not in text
+
+
+def test_students_stand_in_the_table_taught_and_in_the_list_with_their_twin(folder):
+    def row(student, taught_by, epochs, correct):
+        teacher = {"teacher_onnx_bytes": 80_000_000, "teacher_correct": 9_200, "teacher_latency_ms_1_threads": 5.0}
+        own = {"onnx_bytes": 4_000_000, "int8_zip_bytes": 1_000_000, "latency_ms_1_threads": 0.5, "int8_latency_ms_1_threads": 0.125}
+        count = {"correct": correct, "int8_correct": correct - 20, "total": 10_000, "parameters": 1_000_000, "train_pictures": 45_000}
+        return {"student": student, "taught_by": taught_by, "epochs": epochs, "seed": 0} | teacher | own | count
+
+    results.append("students", row("tiny_convnet", "vgg19", 3, 8_000), row("tiny_convnet", "vgg19_rank6", 30, 9_150))
+    results.append("students", row("tiny_convnet", "nobody", 30, 9_050), row("small_convnet", "vgg19", 2, 100))
+    results.append("students", row("small_convnet", "vgg19", 1, 200) | {"before": "sha256:0123456789"})  # trained on
+    table = results.series_table().set_index("model")
+    whole, rounded = table.loc["distilled TinyConvNet"], table.loc["distilled TinyConvNet, int8"]
+    assert [whole["times smaller"], rounded["times smaller"]] == [20, 80]
+    assert [whole["times faster"], rounded["times faster"]] == [10, 40]
+    assert [whole["points"], rounded["points"]] == pytest.approx([-0.5, -0.7])
+    assert whole["usually claimed"] == "20 x, -1.4 points, 8.1 x"
+    assert table.loc["distilled small_convnet", "accuracy"] == "2.0% (200 of 10,000)"
+    text = results.markdown()
+    assert "45,000 pictures, 30 epochs, seed 0: taught by vgg19_rank6 91.5% (9,150 of 10,000; " in text
+    assert "45,000 pictures, 1 more epochs, seed 0" in text
+    assert "; alone 90.5% (9,050 of 10,000; " in text
