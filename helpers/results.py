@@ -266,9 +266,9 @@ def _student_lines(runs: pd.DataFrame) -> list[str]:
         by = same.drop_duplicates("taught_by", keep="last").set_index("taught_by")
         said = [f"{'alone' if who == 'nobody' else f'taught by {who}'} {accuracy(run)}" for who, run in by.iterrows()]
         run = by.iloc[0]
-        more = " more" if pd.notna(run.get("before")) else ""  # a restart
+        more = f"{epochs} more" if pd.notna(run.get("before")) else epochs
         lines.append(
-            f"- **Student**, {student} ({run['parameters'] / 1e6:.2f}M parameters), {run['train_pictures']:,} pictures, {epochs}{more} epochs, "
+            f"- **Student**, {student} ({run['parameters'] / 1e6:.2f}M parameters), {run['train_pictures']:,} pictures, {more} epochs, "
             f"seed {seed}: {'; '.join(said)} on the test split."
         )
     return lines
