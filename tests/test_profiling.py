@@ -15,6 +15,7 @@ def test_macs_and_parameters_worked_by_hand():
     assert list(table["parameters"]) == [3 * 8 * 9 + 8, 16, 0, 0, 0, 90]
     assert table["bytes"].tolist()[1] == 4 * 32 + 8  # scale, shift, mean, variance; and the int64 batch counter
     assert table["output_shape"][0] == (1, 8, 32, 32)
+    assert list(table) == ["layer", "type", "output_shape", "parameters", "bytes", "macs"]  # times only where they are asked for
     assert profiling.count_macs(model) == 3 * 8 * 9 * 1024 + 80
     assert profiling.count_macs(model, (4, 3, 16, 16)) == 4 * (3 * 8 * 9 * 256 + 80)
 
@@ -72,6 +73,56 @@ def test_latency_says_how_it_was_measured():
     assert (result["batch"], result["threads"], result["repeats"]) == (2, 1, 9)
 
 
+def test_times_are_of_single_runs_in_ms_after_a_warm_up(monkeypatch):
+    asked = []
+
+    class Clock:
+        """torch.utils.benchmark's Timer, for whom every run takes 2 ms."""
+
+        mean = 0.002
+
+        def __init__(self, statement, globals, num_threads):
+            assert eval(statement, globals).shape == (1, 10)
+            asked.append(num_threads)
+
+        def timeit(self, number):
+            asked.append(number)
+            return self
+
+    monkeypatch.setattr(profiling, "Timer", Clock)
+    model = models.build("tiny_convnet", width=0.1)
+    result = profiling.measure_latency(model, threads=3, repeats=40)
+    assert [result[key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")] == [2.0, 2.0, 2.0]
+    assert asked == [3, 4] + 40 * [1]  # a tenth more to warm up, and two at least
+    asked.clear()
+    profiling.measure_latency(model, threads=1, repeats=3)
+    assert asked == [1, 2, 1, 1, 1]
+    asked.clear()
+    layer = nn.Linear(4, 10)
+    assert profiling.profile(layer, (1, 4), latency=True, repeats=1)["latency_ms"].tolist() == [2.0]
+    assert asked[1:] == [2, 1]
+
+
+def test_costs_are_of_one_picture_where_nothing_else_is_said(capsys):
+    model = models.build("tiny_convnet", width=0.1)
+    one = (1, 3, 32, 32)
+    assert profiling.peak_memory(model) == profiling.peak_memory(model, one) != profiling.peak_memory(model, (2, 3, 32, 32))
+    assert profiling.count_macs(model) == profiling.count_macs(model, one)
+    assert profiling.profile(model).equals(profiling.profile(model, one))
+    assert profiling.measure_latency(model, repeats=3)["batch"] == profiling.summarize(model, repeats=3)["batch"] == 1
+    assert capsys.readouterr().out == ""  # PyTorch's counter would print its own table
+
+
+def test_storage_ratios_count_from_the_dense_file():
+    model = models.build("tiny_convnet", width=0.3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[torch.rand_like(parameter) < 0.9] = 0
+    table = profiling.storage_table(model).set_index("storage")
+    assert table.loc["dense", "ratio"] == 1
+    assert (table["ratio"] == profiling.file_bytes(model) / table["bytes"]).all()
+
+
 def test_peak_memory_covers_weights_and_the_largest_activations():
     model = nn.Sequential(nn.Linear(1000, 1000, bias=False), nn.ReLU(), nn.Linear(1000, 10, bias=False))
     peak = profiling.peak_memory(model, (64, 1000))
@@ -85,6 +136,7 @@ def test_compare_counts_from_the_baseline(digits):
     table = profiling.compare(networks, digits.validation, repeats=3)
     assert table.loc["large", "compression"] == table.loc["large", "speedup"] == 1
     assert table.loc["small", "compression"] == pytest.approx(table.loc["large", "size_mb"] / table.loc["small", "size_mb"])
+    assert table.loc["large", "size_mb"] == profiling.file_bytes(networks["large"]) / 1e6
     assert (table["total"] == 200).all()
     assert (table["accuracy"] == 100 * table["correct"] / 200).all()
     assert table.attrs["batch"] == 1
