@@ -229,7 +229,8 @@ def markdown() -> str:
             row = cycles.iloc[-1]
             epochs = " + ".join(str(cycle) for cycle in cycles["epochs"].iloc[-int(row["cycle"]) :])
             who = "**Teacher**, VGG-19" if model == "vgg19" else f"**Begun**, {model}"
-            lines.append(f"- {who} on CIFAR-10, {epochs} epochs on {row['device']}: {accuracy(row)} on the test split.")
+            epochs += " epoch" if epochs == "1" else " epochs"
+            lines.append(f"- {who} on CIFAR-10, {epochs} on {row['device']}: {accuracy(row)} on the test split.")
     if (RESULTS / "distillation.csv").exists():
         row, wide = pairs(read("distillation"))
         gains = wide["taught"] - wide["alone"]
