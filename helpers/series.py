@@ -39,7 +39,7 @@ class Lesson:
     """What every notebook starts from.
 
     Attributes:
-        budget: "quick" (a laptop, minutes) or "full" (a GPU, the published numbers).
+        budget: "quick" (a laptop, minutes) or "full" (far longer, on a GPU).
         data: CIFAR-10, or digits where it cannot be had.
     """
 
