@@ -62,10 +62,10 @@ class Lesson:
         folder = Path(os.environ.get("NNC_PUBLISH", ""))
         if self.data.name == "cifar10" and folder.name:
             folder.mkdir(parents=True, exist_ok=True)
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format="png")
-            with checks.atomic_path(folder / f"{name}.png") as part:  # a chart needs no more than 256 colours, and so a third of the bytes
-                Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(part, format="png", optimize=True)
+            with checks.atomic_path(folder / f"{name}.png") as part, io.BytesIO() as drawn:
+                figure.savefig(drawn, format="png")
+                few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # plenty for a chart, a third of the bytes
+                few.save(part, format="png", optimize=True)
 
     def teacher(self) -> nn.Module:
         """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
