@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from helpers import checks, export, models, peers, profiling, pruning, results, series, speed
@@ -49,16 +50,26 @@ def teacher(arguments: argparse.Namespace) -> None:
     """Train the teacher; write data/checkpoints/vgg19.safetensors (fp16) and vgg19_history.csv beside it.
 
     ``--restart`` trains the one that is there for another cycle (a warm restart, Loshchilov and Hutter 2017) and replaces it.
+    ``--pixels 16`` trains and tests on pictures of 16 x 16, at a quarter of the cost: a start for ``--restart`` at full size
+    (progressive resizing; Tan and Le 2021, section 4).
     """
-    data, seed = load_data(arguments.data), arguments.seeds[0]
+    data, seed = load_data(arguments.data, train_limit=arguments.train_limit), arguments.seeds[0]
     row = {"model": arguments.model, "data": data.name, "epochs": _epochs(arguments, "teacher")}
+    if arguments.pixels:
+        if arguments.model.startswith("vgg"):
+            raise ValueError(
+                f"--pixels is for networks that take any size; {arguments.model} halves its pictures five times, got {arguments.pixels}"
+            )
+        data = replace(data, **{name: _resized(getattr(data, name), arguments.pixels) for name in ("train", "validation", "test")})
+        row["pixels"] = arguments.pixels
     torch.manual_seed(seed)
     # no label smoothing: it would erase what a student can learn (Mueller 2019)
     recipe = {"epochs": row["epochs"], "lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
     if arguments.restart:
         model = models.load(TEACHER)
         row["cycle"] = int(results.read("teacher").query("model == @arguments.model").iloc[-1]["cycle"]) + 1
-        data = replace(data, train=_least_sure(model, data, seed))
+        if arguments.train_limit is None:
+            data = replace(data, train=_least_sure(model, data, seed))
         recipe |= {"lr": 0.05, "warmup": 0.1}
     else:
         row["cycle"] = 1
@@ -84,6 +95,12 @@ def teacher(arguments: argparse.Namespace) -> None:
     print(f"{arguments.model} on the test split: {accuracy}")
 
 
+def _resized(split: Split, pixels: int) -> Split:
+    """Return the pictures at ``pixels`` x ``pixels``, each new pixel the mean of those it covers."""
+    smaller = F.interpolate(split.images.float(), pixels, mode="area").round().to(torch.uint8)
+    return replace(split, images=smaller)
+
+
 def _least_sure(model: nn.Module, data: Data, seed: int, hard: int = 24_000, others: int = 8_000) -> Split:
     """Return the training pictures of which ``model`` is least sure, and a random draw of the others.
 
@@ -98,7 +115,10 @@ def _least_sure(model: nn.Module, data: Data, seed: int, hard: int = 24_000, oth
 
 
 def distillation(arguments: argparse.Namespace) -> None:
-    """Train the student alone and taught, per seed, from the same start; append rows to data/results/distillation.csv."""
+    """Train the student alone and taught, per seed, from the same start; append rows to data/results/distillation.csv.
+
+    ``--start vgg19_rank6`` lets that file of data/checkpoints teach instead of the teacher it was made from.
+    """
     for seed in arguments.seeds:
         data = load_data(arguments.data, train_limit=arguments.train_limit, seed=seed)
         for arm, temperature, alpha in (("alone", 1.0, 0.0), ("taught", 4.0, 0.9)):
@@ -131,15 +151,17 @@ def distillation_grid(arguments: argparse.Namespace) -> None:
 
 
 def _student_row(arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float) -> dict:
-    names = {"student": arguments.student, "teacher": arguments.model, "data": data.name, "train_pictures": len(data.train)}
-    return names | {"epochs": _epochs(arguments, command), "temperature": temperature, "alpha": alpha}
+    names = {"student": arguments.student, "teacher": arguments.start or arguments.model, "data": data.name}
+    return names | {"train_pictures": len(data.train), "epochs": _epochs(arguments, command), "temperature": temperature, "alpha": alpha}
 
 
 def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     student, temperature, alpha = models.build(row["student"]), row["temperature"], row["alpha"]
-    loss = DistillationLoss(models.load(TEACHER), temperature, alpha) if alpha > 0 else None
-    checkpoint = WORK / f"{row['student']}-{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}.safetensors"
+    teacher = TEACHER.with_name(f"{row['teacher']}.safetensors")
+    loss = DistillationLoss(models.load(teacher), temperature, alpha) if alpha > 0 else None
+    settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}"
+    checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}.safetensors"
     batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
     fit(student, _glance(data), epochs=row["epochs"], batch_size=batch_size, loss=loss, seed=seed, checkpoint=checkpoint)
     return student
@@ -648,6 +670,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
     line.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
     line.add_argument("--restart", action="store_true", help="teacher, students: train what is there for another cycle")
+    line.add_argument("--pixels", type=int, choices=(8, 16, 24), help="teacher: train on smaller pictures, as a start for --restart")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")

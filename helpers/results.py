@@ -227,7 +227,10 @@ def markdown() -> str:
     if (RESULTS / "teacher.csv").exists():
         for model, cycles in read("teacher").groupby("model", sort=False):
             row = cycles.iloc[-1]
-            epochs = " + ".join(str(cycle) for cycle in cycles["epochs"].iloc[-int(row["cycle"]) :])
+            last = cycles.iloc[-int(row["cycle"]) :]
+            sizes = last["pixels"] if "pixels" in last else pd.Series(float("nan"), last.index)
+            small = ["" if pd.isna(size) else f" ({size:.0f} x {size:.0f} pixels)" for size in sizes]
+            epochs = " + ".join(f"{cycle}{size}" for cycle, size in zip(last["epochs"], small, strict=True))
             who = "**Teacher**, VGG-19" if model == "vgg19" else f"**Begun**, {model}"
             epochs += " epoch" if epochs == "1" else " epochs"
             lines.append(f"- {who} on CIFAR-10, {epochs} on {row['device']}: {accuracy(row)} on the test split.")
@@ -236,7 +239,8 @@ def markdown() -> str:
         gains = wide["taught"] - wide["alone"]
         if len(gains) > 1:
             lines.append(
-                f"- **Distillation**: {row['student']} taught by VGG-19 on {row['train_pictures']:,} pictures for {row['epochs']} epochs "
+                f"- **Distillation**: {row['student']} taught by {row['teacher']} on {row['train_pictures']:,} pictures "
+                f"for {row['epochs']} epochs "
                 f"reaches {wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of "
                 f"{gains.mean():.2f} points (standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
             )

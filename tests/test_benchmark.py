@@ -28,7 +28,7 @@ def small(tmp_path, monkeypatch):
     return argparse.Namespace(
         seeds=[0], epochs=1, end=0.5, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
         only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0], macs=[2.0], start=None, point="combined",
+        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_the_readme_shows_what_the_files_say():
 
 def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     results.append("teacher", {"model": "vgg19", "epochs": 1, "cycle": 1, "correct": 5, "total": 10, "device": "abacus"})
-    results.append("teacher", {"model": "resnet50", "epochs": 2, "cycle": 1, "correct": 1, "total": 10, "device": "abacus"})
+    results.append("teacher", {"model": "resnet50", "epochs": 2, "cycle": 1, "correct": 1, "total": 10, "device": "abacus", "pixels": 16})
     results.append("teacher", {"model": "vgg19", "epochs": 3, "cycle": 2, "correct": 9421, "total": 10_000, "device": "abacus"})
     experiment = {"student": "s", "teacher": "v", "data": "d", "train_pictures": 5_000, "epochs": 2, "total": 100}
     for seed in (0, 1):
@@ -113,7 +113,7 @@ def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     results.write_readme(page)
     text = page.read_text()
     assert "VGG-19 on CIFAR-10, 1 + 3 epochs on abacus: 94.2% (9,421 of 10,000; 93.7 to 94.7)" in text
-    assert "resnet50 on CIFAR-10, 2 epochs on abacus: 10.0% (1 of 10" in text
+    assert "resnet50 on CIFAR-10, 2 (16 x 16 pixels) epochs on abacus: 10.0% (1 of 10" in text
     assert "93.0% on the test split, 90.0% alone: a mean gain of 3.00 points (standard error 1.00, 2 seeds, in pairs)" in text
     assert text.startswith("above")
     assert text.endswith("below\n")
