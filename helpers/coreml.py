@@ -32,7 +32,14 @@ WEIGHTS = {"float16": 16, "int8": 8, "palettized": 6}  # bits of a stored weight
 AGREEMENTS = {"float16": 0.99, "int8": 0.99, "palettized": 0.99}  # share of pictures that must keep their class
 
 
-def to_coreml(model: nn.Module, path: str | os.PathLike, pictures: Split | None = None, *, weights: str = "float16") -> Path:
+def to_coreml(
+    model: nn.Module,
+    path: str | os.PathLike,
+    pictures: Split | None = None,
+    *,
+    weights: str = "float16",
+    agreement: float | None = None,
+) -> Path:
     """Write ``model`` as a Core ML program (.mlpackage, iOS 16 and later), one picture at a time, and check it.
 
     On macOS, Core ML's own predictions are compared with PyTorch's. Elsewhere the package is read back from disk: its input and
@@ -45,17 +52,19 @@ def to_coreml(model: nn.Module, path: str | os.PathLike, pictures: Split | None 
         pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
         weights: how they are stored. "float16"; "int8": per channel, symmetric; "palettized": 6-bit indices into 64 values per
             layer, found by k-means (Han 2016, section 3). Layers of up to 2,048 weights stay in float16. Arithmetic is in float16.
+        agreement: share of ``pictures`` that must keep their class, in [0, 1]. Default: 0.99.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: ``path`` does not end in .mlpackage, ``pictures`` is empty, or ``weights`` is unknown.
+        ValueError: ``path`` does not end in .mlpackage, ``pictures`` is empty, ``weights`` is unknown, or ``agreement`` out of range.
         ImportError: coremltools is not installed; the message says how to.
-        ExportError: the file does not hold the model's layers, or fewer than 99% of the pictures keep their class.
+        ExportError: the file does not hold the model's layers, or fewer of the pictures than ``agreement`` keep their class.
     """
     path, pictures = target(path, ".mlpackage", model, pictures)
     checks.choice("weights", weights, WEIGHTS)
+    least = AGREEMENTS[weights] if agreement is None else checks.number("agreement", agreement, 0, 1)
     model = frozen(model)
     with quiet(), needs("coremltools"):
         import coremltools
@@ -64,7 +73,7 @@ def to_coreml(model: nn.Module, path: str | os.PathLike, pictures: Split | None 
         with converting(path, "coremltools"):
             _convert(coremltools, model, weights).save(os.fspath(part))
         _check_contents(part, model, path, WEIGHTS[weights])
-        agree(coreml_logits(part, pictures), predict(model, pictures), path, AGREEMENTS[weights])
+        agree(coreml_logits(part, pictures), predict(model, pictures), path, least)
     return path
 
 

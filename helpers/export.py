@@ -143,7 +143,13 @@ def quantize_onnx(
 
 
 def to_litert(
-    model: nn.Module, path: str | os.PathLike, pictures: Split | None = None, *, int8: bool = False, calibration: Split | None = None
+    model: nn.Module,
+    path: str | os.PathLike,
+    pictures: Split | None = None,
+    *,
+    int8: bool = False,
+    calibration: Split | None = None,
+    agreement: float | None = None,
 ) -> Path:
     """Write ``model`` for LiteRT (formerly TensorFlow Lite), one picture at a time, and check it with ai-edge-litert.
 
@@ -157,19 +163,25 @@ def to_litert(
         pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
         int8: quantize.
         calibration: a few hundred training pictures, for ``int8``. Default: 200 of ``load_data("auto")``.
+        agreement: share of ``pictures`` that must keep their class in ``int8``, in [0, 1]. Default: 0.99; the smaller a network, the
+            more of them are close calls.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: ``path`` does not end in .tflite, a split is empty, or ``calibration`` is given without ``int8``.
+        ValueError: ``path`` does not end in .tflite, a split is empty, ``agreement`` is out of range, or it or ``calibration`` is
+            given without ``int8``.
         ImportError: litert-torch or ai-edge-litert is not installed; the message says how to.
-        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; with ``int8``, fewer than 99% of the
-            pictures get PyTorch's class.
+        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; with ``int8``, fewer of the
+            pictures than ``agreement`` get PyTorch's class.
     """
     path, pictures = target(path, ".tflite", model, pictures)
     if calibration is not None and not int8:
         raise ValueError("calibration is for int8=True; got it with int8=False")
+    if agreement is not None and not int8:
+        raise ValueError(f"agreement is for int8=True; got {agreement!r} with int8=False")
+    least = AGREEMENT if agreement is None else checks.number("agreement", agreement, 0, 1)
     calibration = some("calibration", calibration, "train") if int8 else None
     model = frozen(model)
     with quiet(), needs("litert-torch"):
@@ -184,7 +196,7 @@ def to_litert(
             litert_torch.convert(model_ if int8 else model, (_example(1),), **settings).export(os.fspath(part))
         answers = _answers(litert_session(part), pictures)
         if int8:
-            agree(answers, predict(model, pictures), path, AGREEMENT)
+            agree(answers, predict(model, pictures), path, least)
         else:
             compare(answers, model, pictures, path, TOLERANCE)
     return path

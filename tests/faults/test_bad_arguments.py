@@ -502,14 +502,16 @@ CASES = [
         "model": instance(), "path": path(suffix=True), "pictures": SOME, **more,
       }) for call, end, more in (
         (export.to_onnx, "onnx", {}), (export.to_executorch, "pte", {}), (export.to_litert, "tflite", {"calibration": SOME}),
-        (coreml.to_coreml, "mlpackage", {"weights": choice()}),
+        (coreml.to_coreml, "mlpackage", {"weights": choice(), "agreement": number(0, 1, none=True)}),
         (serving.to_torchserve, "mar", {"classes": names(none=True).plus((), ("a",), "ten digits")}),
     )),
     (export.quantize_onnx, {"source": "x.onnx", "path": "y.onnx", "calibration": good.split}, {
         "source": FOUND.plus("x.pte", "x", ""), "path": path(suffix=True), "calibration": SOME, "pictures": SOME,
         "agreement": number(0, 1, none=True),
     }),
-    (export.to_litert, {**MODEL, "path": "y.tflite", "pictures": good.split, "int8": True}, {"calibration": SOME}),
+    (export.to_litert, {**MODEL, "path": "y.tflite", "pictures": good.split, "int8": True}, {
+        "calibration": SOME, "agreement": number(0, 1, none=True),
+    }),
     (export.zipped_bytes, {"path": "x.onnx"}, {"path": path()}),
     *((call, {"path": "x.onnx", "pictures": good.split}, {
         "path": FOUND, "pictures": SOME.plus(None), "threads": integer(1, none=True), "batch_size": integer(1),
