@@ -36,11 +36,12 @@ ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(
 WATCH = """image => { window.removed = 0; new MutationObserver(changes => changes.forEach(change => {
     window.removed += [...change.removedNodes].filter(node => node === image || node.contains?.(image)).length; }))
     .observe(image.closest('.jp-OutputArea'), {childList: true, subtree: true}); }"""
+LISTEN = """() => { window.failed = []; const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    kernel.iopubMessage.connect((_, message) => {
+        if (message.header.msg_type === 'error') window.failed.push(message.content.evalue); }); }"""
 CORNER = """async image => { const bitmap = await createImageBitmap(await (await fetch(image.src)).blob());
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height); const context = canvas.getContext('2d');
     context.drawImage(bitmap, 0, 0); return Array.from(context.getImageData(0, 0, 1, 1).data); }"""
-
-OURS = re.compile(r'File "[^"]*[/\\](helpers|ipywidgets|ipykernel_\d+)[/\\]')  # a traceback's frames; JupyterLab's own are not ours
 
 if CHROMIUM is None:
     pytest.skip("Chromium is not installed: apt install chromium, or set CHROMIUM to its path", allow_module_level=True)
@@ -78,7 +79,6 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
-    assert not OURS.search((folder / "lab.log").read_text())  # what goes wrong behind a slider is said nowhere else
 
 
 def opening():
@@ -146,6 +146,7 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     handle, image = slider.locator(".noUi-handle"), page.locator(".jp-NotebookPanel img.widget-image").first
     image.wait_for(timeout=20_000)
     start = _shown(page, image)
+    page.evaluate(LISTEN)  # an error behind a slider is published by the kernel, and shown nowhere in the page
     box = handle.bounding_box()
     across = slider.locator(".noUi-base, .noUi-target").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -179,6 +180,7 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     page.screenshot(path=SHOTS / f"{name}-dark.png")
     assert page.evaluate(CORNER, image.element_handle()) == [255, 255, 255, 255]  # a white ground, in a dark page too
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    assert page.evaluate("() => window.failed") == []
     assert not [text for text in complaints if not _harmless(text)]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     page.close()
