@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
@@ -74,6 +75,45 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
     assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
     assert 0 <= row["int8_correct"] <= row["total"] == 300
     assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
+
+
+def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path, monkeypatch):
+    seen = []
+
+    def fit(model, data, **recipe):
+        seen.append((tuple(data.train.images.shape[1:]), tuple(data.test.images.shape[1:]), len(data.train), recipe["lr"]))
+        return pd.DataFrame({"epoch": [1]})
+
+    monkeypatch.setattr(benchmark, "fit", fit)
+    monkeypatch.setattr(benchmark, "_least_sure", None)  # not asked where the number of pictures is given
+    with pytest.raises(ValueError, match="vgg19 halves its pictures five times, got 16"):
+        benchmark.teacher(argparse.Namespace(**{**vars(small), "pixels": 16, "restart": False}))
+    monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "resnet18.safetensors")
+    asked = {**vars(small), "model": "resnet18"}
+    benchmark.teacher(argparse.Namespace(**{**asked, "pixels": 16, "restart": False}))
+    benchmark.teacher(argparse.Namespace(**{**asked, "train_limit": 256, "restart": True}))
+    assert seen == [((3, 16, 16), (3, 16, 16), 256, 0.1), ((3, 32, 32), (3, 32, 32), 256, 0.05)]
+    rows = results.read("teacher")
+    assert (rows["pixels"].iloc[0], rows["cycle"].tolist()) == (16, [1, 2])
+    assert rows["pixels"].isna().tolist() == [False, True]
+    images = load_data("digits").test.images[:5]
+    smaller = benchmark._resized(load_data("digits").test.take(slice(0, 5)), 16).images
+    means = images.float().reshape(5, 3, 16, 2, 16, 2).mean((3, 5))
+    assert (smaller.float() - means).abs().max() <= 0.5
+
+
+def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
+    models.save(models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16)
+    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet"})
+    for start in (None, "copy"):
+        benchmark.distillation(argparse.Namespace(**{**vars(asked), "start": start}))
+    rows = results.read("distillation")
+    assert list(zip(rows["teacher"], rows["arm"], strict=True)) == [
+        ("vgg19", "alone"), ("vgg19", "taught"), ("copy", "alone"), ("copy", "taught"),
+    ]  # fmt: skip
+    taught, alone = (rows[rows["arm"] == arm]["correct"] for arm in ("taught", "alone"))
+    assert taught.nunique() == 1  # the same teacher by another name
+    assert alone.nunique() == 1
 
 
 def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
