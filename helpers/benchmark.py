@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -66,10 +68,7 @@ def teacher(arguments: argparse.Namespace) -> None:
     # no label smoothing: it would erase what a student can learn (Mueller 2019)
     recipe = {"epochs": row["epochs"], "lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
     if arguments.restart:
-        model = models.load(TEACHER)
         row["cycle"] = int(results.read("teacher").query("model == @arguments.model").iloc[-1]["cycle"]) + 1
-        if arguments.train_limit is None:
-            data = replace(data, train=_least_sure(model, data, seed))
         recipe |= {"lr": 0.05, "warmup": 0.1}
     else:
         row["cycle"] = 1
@@ -77,15 +76,26 @@ def teacher(arguments: argparse.Namespace) -> None:
             print(f"{TEACHER} is there already; delete it to train anew, or give --restart to train it on")
             return
         model = models.build(arguments.model, width=1.0 if data.name == "cifar10" else 0.25)
-    row["train_pictures"] = len(data.train)
     checkpoint = WORK / f"{arguments.model}-{row['cycle']}-{row['epochs']}-{seed}.safetensors"
+    if arguments.restart:
+        before = checkpoint.with_name(f"{checkpoint.stem}-before.safetensors")
+        if not checkpoint.exists() and _writes():  # a killed run finds where it began, even if the teacher has been replaced since
+            checks.writable(before)
+            with checks.atomic_path(before) as part:
+                shutil.copyfile(TEACHER, part)
+        results.state().wait_for_everyone()
+        model = models.load(before)
+        if arguments.train_limit is None:
+            data = replace(data, train=_least_sure(model, data, seed))
+    row["train_pictures"] = len(data.train)
     history = fit(model, data, seed=seed, checkpoint=checkpoint, **recipe)
     if not _writes():
         return
     history.insert(0, "cycle", row["cycle"])
     table = TEACHER.with_name(f"{arguments.model}_history.csv")
     if arguments.restart:
-        history = pd.concat([pd.read_csv(table), history])
+        cycles = pd.read_csv(table)
+        history = pd.concat([cycles[cycles["cycle"] != row["cycle"]], history])  # a run killed after this line comes by again
     table.parent.mkdir(parents=True, exist_ok=True)
     with checks.atomic_path(table) as part:
         history.round(5).to_csv(part, index=False)
@@ -319,28 +329,36 @@ def combined(arguments: argparse.Namespace) -> None:
         row |= {"lr": arguments.lr, "loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
         if results.finished("combined", row | {"seed": seed}):
             continue
-        model = models.load(TEACHER.with_name(f"{arguments.start}.safetensors")) if arguments.start else _fewer_channels(tolerance)
+        start = TEACHER.with_name(f"{arguments.start}.safetensors") if arguments.start else None
+        model = models.load(start) if start else _fewer_channels(tolerance)
         weights = pruning.prunable(model).values()
         already = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
         schedule = pruning.PolynomialSchedule(arguments.sparsity, min(already, arguments.sparsity), end=0.7)
         callbacks = [pruning.GradualPruner(schedule)] if arguments.sparsity else []
-        name = f"combined-{arguments.point}-{arguments.start or tolerance}-{arguments.sparsity:g}"
+        begun = f"{arguments.start}-{_digest(start).removeprefix('sha256:')}" if start else tolerance
+        name = f"combined-{arguments.point}-{begun}-{arguments.sparsity:g}"
         _train_on(model, data, epochs, arguments.lr, seed, name, callbacks, _distilling())
         if not _writes():
             continue
         keep = seed == 0 and len(data.train) == 45_000
-        path = TEACHER.with_name(f"{arguments.model}_{arguments.point}.safetensors") if keep else WORK / f"{name}.safetensors"
+        path = TEACHER.with_name(f"{arguments.model}_{arguments.point}.safetensors") if keep else WORK / f"{name}-{seed}.safetensors"
         models.save(model, path, torch.float16, "bitmask+zip")
         results.append("combined", row | deployed(models.load(path), data) | results.provenance(seed))
 
 
 def deployed(model: nn.Module, data: Data) -> dict:
     """Export ``model`` and the teacher to ONNX, quantize both, and measure the four in onnxruntime: bytes, accuracy, latency."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="deployed-", dir=WORK) as folder:  # its own: another run may be measuring beside this one
+        return _deployed(model, data, Path(folder))
+
+
+def _deployed(model: nn.Module, data: Data, own: Path) -> dict:
     row = {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
     row |= {"macs": profiling.count_macs(model), "total": len(data.test)}
     files = {}
     for who, network in (("", model), ("teacher_", models.load(TEACHER))):
-        folder = WORK / "deployed" / (_digest() if who else "model")
+        folder = WORK / "deployed" / _digest() if who else own
         if who and folder in _TEACHERS:  # its bytes and accuracy are measured once, its latency every time
             paths, measured = _TEACHERS[folder]
         else:
@@ -348,7 +366,7 @@ def deployed(model: nn.Module, data: Data) -> dict:
         if who:
             _TEACHERS[folder] = paths, measured
         files |= {f"{who}{kind}": path for kind, path in paths.items()}
-        row |= {f"{who}{key}": value for key, value in measured.items()}
+        row |= {f"{who}{name}": value for name, value in measured.items()}
     for threads in sorted({1, torch.get_num_threads()}):
         for who, path in files.items():
             measured = export.onnx_latency(path, threads=threads)
@@ -403,7 +421,7 @@ FORMATS = {  # how to write each: (suffix, function of model, path, pictures to 
 def formats(arguments: argparse.Namespace) -> None:
     """Write the teacher and the combined network in every format, and run each in its own runtime; append to data/results/formats.csv."""
     data = load_data(arguments.data)
-    some, few, folder = data.test.take(slice(0, 200)), data.train.take(slice(0, 200)), WORK / "formats"
+    some, few, folder = data.test.take(slice(0, 200)), data.train.take(slice(0, 200)), WORK / f"formats-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     for file in (arguments.model, f"{arguments.model}_combined"):
         path = TEACHER.with_name(f"{file}.safetensors")
@@ -443,11 +461,12 @@ def orders(arguments: argparse.Namespace) -> None:
     for order in peers.ORDERS:
         row = {"model": arguments.model, "data": data.name, "order": order, "epochs": epochs, "lr": arguments.lr}
         row |= {"loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
-        if results.finished("orders", row) or not _writes():
+        if results.finished("orders", row):
             continue
         model = peers.in_order(order, models.load(TEACHER), data, _distilling(), epochs, arguments.lr)
-        row |= {"on_grid": round(peers.on_grid(model), 4)}
-        results.append("orders", row | deployed(model, data) | results.provenance(0))
+        if _writes():
+            row |= {"on_grid": round(peers.on_grid(model), 4)}
+            results.append("orders", row | deployed(model, data) | results.provenance(0))
 
 
 def compare_peers(arguments: argparse.Namespace) -> None:
@@ -458,24 +477,24 @@ def compare_peers(arguments: argparse.Namespace) -> None:
         for tool, compress in tools.items():
             row = {"model": arguments.model, "data": data.name, "task": task, "tool": tool, "epochs": epochs, "lr": arguments.lr}
             row |= {"loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
-            if results.finished("peers", row) or not _writes():
+            if results.finished("peers", row):
                 continue
             model, callbacks = compress(models.load(TEACHER), data, ratios)
             peers.train(model, data, _distilling(), epochs, arguments.lr, callbacks)
-            model = peers.settled(model)
-            results.append("peers", row | deployed(model, data) | results.provenance(0))
+            if _writes():
+                results.append("peers", row | deployed(peers.settled(model), data) | results.provenance(0))
 
 
 # -- what the commands share -----------------------------------------------------------------------------------------
 
 
 def _epochs(arguments: argparse.Namespace, command: str) -> int:
-    return arguments.epochs or EPOCHS[command][arguments.budget or ("full" if torch.cuda.is_available() else "quick")]
+    return arguments.epochs or EPOCHS[command][arguments.budget or ("quick" if results.state().device.type == "cpu" else "full")]
 
 
 def _writes() -> bool:
     """Whether this process measures and writes: one does, however many ``accelerate launch`` started."""
-    return PartialState().is_main_process
+    return results.state().is_main_process
 
 
 def _loss_name(arguments: argparse.Namespace) -> str:
@@ -530,7 +549,8 @@ def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file
     storage, size = profiling.smallest_file(model)  # in single precision, as trained
     row |= {"storage": storage, "bytes": size, "teacher_bytes": profiling.file_bytes(teacher)}
     keep = file and seed == 0 and row["train_pictures"] == 45_000  # of many runs, one file
-    path = TEACHER.with_name(f"{row['model']}_{file}.safetensors") if keep else WORK / f"{row['model']}_{file or name}-measured.safetensors"
+    scratch = WORK / f"{row['model']}_{file or name}-{seed}-{os.getpid()}.safetensors"  # other runs may be measured at the same time
+    path = TEACHER.with_name(f"{row['model']}_{file}.safetensors") if keep else scratch
     models.save(model, path, torch.float16, "bitmask+zip" if storage != "dense" else "dense")
     model = models.load(path)  # what is measured from here on is what is kept, half precision included
     row |= {"half_bytes": path.stat().st_size, "teacher_half_bytes": profiling.file_bytes(teacher, torch.float16)}
@@ -574,7 +594,14 @@ COMMANDS = {
     "speed_sliders": speed.speed_sliders,
 }
 ALL = [name for name in COMMANDS if not name.startswith("speed_")]  # what a bare ``python -m helpers.benchmark`` runs, in this order
-LATER = ("students", "combined", "orders", "peers", "shipped", "formats")  # need what the others write, so they wait for them
+WAVES = (  # on Ray each waits for those before it, whose rows and files it needs
+    ("teacher",),
+    ("sensitivity", "distillation_grid", "pruning", "low_rank_curve", "low_rank"),
+    ("channels",),
+    ("distillation", "students", "combined", "orders", "peers"),
+    ("shipped", "formats"),
+    tuple(name for name in COMMANDS if name.startswith("speed")),  # a clock wants the machine to itself
+)
 LISTS = {"pruning": ("only",), "channels": ("tolerances",), "low_rank": ("budgets", "macs")}  # a run per entry and seed
 SEEDED = ("distillation", "students", "pruning", "channels", "low_rank", "combined")  # the others take the first seed alone
 
@@ -596,7 +623,7 @@ def run(job: argparse.Namespace) -> None:
     """Run one job of ``jobs``; its rows and files go under ``job.out``."""
     place(job.out, job.model)
     COMMANDS[job.what](job)
-    PartialState().wait_for_everyone()
+    results.state().wait_for_everyone()
 
 
 def place(out: str | os.PathLike | None, model: str = "vgg19") -> None:
@@ -609,7 +636,7 @@ def place(out: str | os.PathLike | None, model: str = "vgg19") -> None:
 
 
 def run_on_ray(chosen: list[argparse.Namespace], address: str | None) -> None:
-    """Run the jobs on a Ray cluster, or on one started here; those that need others' rows wait for them.
+    """Run the jobs on a Ray cluster, or on one started here; those that need others' rows or files wait for them.
 
     The nodes of a cluster must see this checkout under the same path, since rows and checkpoints are files in it.
 
@@ -631,13 +658,14 @@ def run_on_ray(chosen: list[argparse.Namespace], address: str | None) -> None:
         benchmark.run(job)
 
     paths = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=True, include_dashboard=False)
+    passed_on = {"PYTHONPATH": paths} | ({"ACCELERATE_USE_CPU": "true"} if parse_flag_from_env("ACCELERATE_USE_CPU") else {})
+    ray.init(address=address, runtime_env={"env_vars": passed_on}, log_to_driver=True, include_dashboard=False)
     try:
-        per_run = {"num_cpus": max(1, torch.get_num_threads() // 2), "num_gpus": 1 if torch.cuda.is_available() else 0}
+        per_run = {"num_cpus": max(1, torch.get_num_threads() // 2), "num_gpus": 1 if results.state().device.type == "cuda" else 0}
         remote = ray.remote(max_retries=1, **per_run)(work)
         failed = []
-        for later in (False, True):
-            waiting = {remote.remote(job): job for job in chosen if (job.what in LATER) == later}
+        for wave in WAVES:
+            waiting = {remote.remote(job): job for job in chosen if job.what in wave}
             bar = tqdm(total=len(waiting), unit="run", desc="ray")
             left = list(waiting)
             while left:

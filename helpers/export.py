@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def to_onnx(model: nn.Module, path: str | os.PathLike, pictures: Split | None = 
 
 
 def quantize_onnx(
-    source: str | os.PathLike,
+    source: nn.Module | str | os.PathLike,
     path: str | os.PathLike,
     calibration: Split | None = None,
     pictures: Split | None = None,
@@ -100,7 +101,7 @@ def quantize_onnx(
     """Quantize an ONNX network to int8, statically: weights per channel, activations by their range on ``calibration`` (Jacob 2018).
 
     Args:
-        source: written by ``to_onnx``.
+        source: a file written by ``to_onnx``, or a model, which is written so first.
         path: ending in .onnx.
         calibration: a few hundred training pictures. Default: 200 of ``load_data("auto")``.
         pictures: what to compare with ``source`` on. Default: ``calibration`` if given, else 200 test pictures of
@@ -116,8 +117,13 @@ def quantize_onnx(
         ImportError: onnxruntime is not installed; the message says how to.
         ExportError: fewer of the pictures than ``agreement`` get the class that ``source`` gives them.
     """
-    source, given = existing(source, ".onnx", name="source"), calibration
-    calibration = some("calibration", calibration, "train")
+    given, calibration = calibration, some("calibration", calibration, "train")
+    if isinstance(source, nn.Module):
+        checks.path("path", path, ".onnx")
+        with tempfile.TemporaryDirectory() as folder:
+            written = to_onnx(source, Path(folder) / "float.onnx", given if pictures is None else pictures)
+            return quantize_onnx(written, path, given, pictures, agreement=agreement)
+    source = existing(source, ".onnx", name="source")
     path, pictures = target(path, ".onnx", None, given if pictures is None else pictures)
     least = AGREEMENT if agreement is None else checks.number("agreement", agreement, 0, 1)
     with needs("onnxruntime"):
@@ -454,5 +460,7 @@ def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object
 def _has_vnni() -> bool:
     """Whether the processor multiplies int8 without saturating (x86 without VNNI does not; others do)."""
     info = Path("/proc/cpuinfo")
-    flags = info.read_text("utf-8") if info.exists() else ""
+    if not info.exists():  # Windows, macOS: nobody to ask, so an x86 counts as one without
+        return platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686")
+    flags = info.read_text("utf-8")
     return "avx" not in flags or "vnni" in flags

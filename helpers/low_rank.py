@@ -58,7 +58,7 @@ def singular_values(module: nn.Module, scheme: str = "channel") -> Tensor:
     For a grouped convolution the i-th value is the root of the sum of squares of the groups' i-th values, so that ``energy``
     says what is kept when every group keeps the same rank.
     """
-    return torch.linalg.svdvals(matricize(module, scheme).to("cpu", torch.float64)).square().sum(0).sqrt()
+    return torch.linalg.svdvals(matricize(module, scheme).cpu().double()).square().sum(0).sqrt()
 
 
 def energy(singular_values: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tenso
         scheme: "channel" or "spatial".
         responses: mean (groups x rows) and covariance (groups x rows x rows) of the outputs, bias left out; "channel" only.
     """
-    matrix = matricize(module, scheme).to("cpu", torch.float64)
+    matrix = matricize(module, scheme).cpu().double()
     if responses is None:
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         root = s.sqrt()[:, None]
@@ -150,12 +150,12 @@ def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tenso
     if scheme != "channel" or mean.shape != (groups, rows) or covariance.shape != (groups, rows, rows):
         wanted = f"{(groups, rows)} and {(groups, rows, rows)}, scheme channel"
         raise ValueError(f"responses must have the shapes {wanted}; got {tuple(mean.shape)} and {tuple(covariance.shape)}, scheme {scheme}")
-    variances, directions = torch.linalg.eigh(covariance.to("cpu", torch.float64))
+    variances, directions = torch.linalg.eigh(covariance.cpu().double())
     rank = min(matrix.shape[1:])
     directions = directions.flip(2)[:, :, :rank]
     right = matrix.mT @ directions  # columns x rank: what each direction reads from the inputs
     root = right.norm(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-    return Factors(directions * root, right / root, variances.flip(1)[:, :rank].clamp_min(0).sum(0).sqrt(), mean.to("cpu", torch.float64))
+    return Factors(directions * root, right / root, variances.flip(1)[:, :rank].clamp_min(0).sum(0).sqrt(), mean.cpu().double())
 
 
 def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
@@ -174,10 +174,11 @@ def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> di
         def hook(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
             groups = getattr(layer, "groups", 1)
             outputs = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
-            rows = outputs.reshape(-1, groups, outputs.shape[-1] // groups).transpose(0, 1).double()
+            rows = outputs.reshape(-1, groups, outputs.shape[-1] // groups).transpose(0, 1)
+            wide = rows.float() if rows.device.type == "mps" else rows.double()  # Apple's GPUs have no float64
             if layer.bias is not None:
-                rows = rows - layer.bias.detach().double().view(groups, 1, -1)
-            new = [rows.shape[1], rows.sum(1), rows.mT @ rows]
+                wide = wide - layer.bias.detach().to(wide.dtype).view(groups, 1, -1)
+            new = [wide.shape[1], wide.sum(1).cpu().double(), (wide.mT @ wide).cpu().double()]
             sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
 
         return hook
@@ -477,7 +478,7 @@ def split(module: nn.Module, rank: int, scheme: str = "channel") -> nn.Sequentia
 def _build(module: nn.Module, factors: Factors, rank: int, scheme: str) -> nn.Sequential:
     left, right = factors.left[:, :, :rank], factors.right[:, :, :rank].mT
     groups = len(left)
-    bias = None if module.bias is None else module.bias.detach().to("cpu", torch.float64)
+    bias = None if module.bias is None else module.bias.detach().cpu().double()
     if factors.mean is not None:  # what the lost directions add on average goes into the bias
         directions = left / left.norm(dim=1, keepdim=True)
         lost = factors.mean - (directions @ (directions.mT @ factors.mean[:, :, None]))[:, :, 0]

@@ -158,12 +158,14 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -
     example = _example(model, input_shape)
     resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) + example.numel() * example.element_size()
     with evaluating(model):
+        if example.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"model must be on the CPU or on a CUDA GPU to have its memory counted, got {example.device}: move it")
+        _forward(model, example)  # a warm-up: workspaces of libraries come with the first call and stay
         if example.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(example.device)
             start = torch.cuda.memory_allocated(example.device)
-            _forward(model, example)
+            model(example)
             return resident + torch.cuda.max_memory_allocated(example.device) - start
-        _forward(model, example)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
             model(example)
     alive = peak = 0
@@ -224,7 +226,8 @@ def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], in
     """
     checks.instance("before", before, nn.Module)
     checks.instance("after", after, nn.Module)
-    before_, after_ = (profile(network, input_shape, latency=True) for network in (before, after))
+    device = _device(before)
+    before_, after_ = (profile(_on(network, device), input_shape, latency=True) for network in (before, after))
     rows = {}
     for name in checks.names("names", names):
         checks.choice("names", name, before_["layer"].unique())
@@ -254,7 +257,8 @@ def compare(
     Returns:
         A row per network, indexed by name: size_mb (of the smallest file), storage, parameters, nonzeros, macs, accuracy (percent),
         correct, total, latency_ms, latency_low_ms, latency_high_ms (quartiles), compression (times fewer bytes than the
-        baseline), speedup (times lower latency). ``.attrs`` holds batch and threads.
+        baseline), speedup (times lower latency). ``.attrs`` holds batch, threads and device: the
+        baseline's, to which networks on another one are copied.
 
     Raises:
         ValueError: ``networks`` is empty, or ``baseline`` is not in it.
@@ -265,7 +269,8 @@ def compare(
     if not networks:
         raise ValueError("networks must hold at least one model, got an empty mapping")
     baseline = checks.choice("baseline", next(iter(networks)) if baseline is None else baseline, networks)
-    costs = {name: summarize(model, data, **options) for name, model in networks.items()}
+    device = _device(networks[baseline])
+    costs = {name: summarize(_on(model, device), data, **options) for name, model in networks.items()}
     reference = costs[baseline]
     rows = []
     for name, cost in costs.items():
@@ -277,11 +282,20 @@ def compare(
         row |= {"compression": reference["bytes"] / cost["bytes"], "speedup": reference["latency_ms"] / cost["latency_ms"]}
         rows.append(row)
     table = pd.DataFrame(rows).set_index("model")
-    table.attrs = {"batch": reference["batch"], "threads": reference["threads"]}
+    table.attrs = {"batch": reference["batch"], "threads": reference["threads"], "device": str(device)}
     return table
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(iter(model.parameters()), torch.empty(0)).device
+
+
+def _on(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``model``, or a copy of it on ``device``: a time on the GPU beside one on the CPU would compare processors."""
+    return model if _device(model) == device else copy.deepcopy(model).to(device)
 
 
 def _example(model: nn.Module, shape: Sequence[int]) -> Tensor:

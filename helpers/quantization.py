@@ -119,7 +119,7 @@ def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: b
 
 def entropy(values: Tensor) -> float:
     """Return the Shannon entropy of the values' frequencies, in bits per value: no code of single values can be shorter on average."""
-    counts = checks.tensor("values", values).unique(return_counts=True)[1].double()
+    counts = checks.tensor("values", values).unique(return_counts=True)[1].cpu().double()
     shares = counts / counts.sum()
     return float(-(shares * shares.log2()).sum())
 

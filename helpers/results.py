@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from filelock import FileLock
 
 from helpers import checks
@@ -38,15 +40,24 @@ TEACHER_BYTES = 4 * 20_040_522  # VGG-19 for CIFAR-10, in single precision
 MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
 
 
+def state() -> PartialState:
+    """Return which process this is, of how many, and on which device ``fit`` trains: it heeds ACCELERATE_USE_CPU before any ``fit``."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def provenance(seed: int | None = None) -> dict[str, str]:
-    """Return the columns that every published row ends with: command, commit, device, threads, seed, date, versions."""
+    """Return the columns that every published row ends with: command, commit, device, threads, seed, date, versions.
+
+    Where the GPU trains, ``device`` names both processors: latencies are always those of the CPU.
+    """
     if seed is not None:
         checks.integer("seed", seed, 0)
+    device, processor = state().device, describe_device("cpu")
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
         "commit": COMMIT,
-        "device": describe_device("cuda" if torch.cuda.is_available() else "cpu"),
+        "device": processor if device.type == "cpu" else f"{describe_device(device)}, beside {processor}",
         "threads": str(torch.get_num_threads()),
         "seed": "" if seed is None else str(seed),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
@@ -55,11 +66,13 @@ def provenance(seed: int | None = None) -> dict[str, str]:
 
 
 def describe_device(device: str | torch.device = "cpu") -> str:
-    """Name the processor that ``device`` stands for: "cpu", "cuda", or "cuda:" and its number."""
-    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", str(checks.instance("device", device, (str, torch.device)))):
-        raise ValueError(f"device must be cpu, cuda, or cuda: and a number, got {device!r}")
+    """Name the processor that ``device`` stands for: "cpu", "mps", "cuda", or "cuda:" and its number."""
+    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", str(checks.instance("device", device, (str, torch.device)))):
+        raise ValueError(f"device must be cpu, mps, cuda, or cuda: and a number, got {device!r}")
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "mps":
+        return f"{platform.processor() or platform.machine()} GPU (Metal)"
     info, said = Path("/proc/cpuinfo"), {}
     for line in info.read_text("utf-8").splitlines() if info.exists() else ():
         key, _, value = line.partition(":")

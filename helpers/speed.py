@@ -20,8 +20,8 @@ from helpers.training import Callback, Run, fit, predict
 
 def speed(arguments: argparse.Namespace) -> None:
     """Time fit against the loop of PyTorch's CIFAR-10 tutorial on VGG-19; append to data/results/speed.csv."""
-    if torch.cuda.is_available():
-        raise RuntimeError("speed compares the two loops on the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
+    if results.state().device.type != "cpu":
+        raise RuntimeError("speed compares the two loops on the CPU: give --device cpu")
     batch_size, steps = 256, arguments.steps
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
@@ -37,8 +37,8 @@ def speed(arguments: argparse.Namespace) -> None:
 
 def speed_pruning(arguments: argparse.Namespace) -> None:
     """Time what GradualPruner adds to fit's steps, and a pruning step against PyTorch's; append to data/results/speed_pruning.csv."""
-    if torch.cuda.is_available():
-        raise RuntimeError("speed_pruning times the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
+    if results.state().device.type != "cpu":
+        raise RuntimeError("speed_pruning times the CPU: give --device cpu")
     batch_size, steps, every = 256, 60, 30  # as often as by default in a run of a few epochs
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))

@@ -126,7 +126,8 @@ def fit(
         seed: of the order, the augmentation and dropout. Initial weights are drawn before, by ``models.build``.
         checkpoint: a .safetensors file, written after each epoch. If it is there, the run goes on from it and ends
             with the same weights, bit for bit, as one that was never interrupted (on a CPU, with the same thread count;
-            on a GPU as far as its kernels are deterministic).
+            on a GPU as far as its kernels are deterministic). Its weights then replace ``model``'s: for a run
+            from other initial weights name another file.
         progress: show a progress bar.
 
     Returns:
@@ -275,14 +276,19 @@ def _check_finite(loss: float, run: Run, lr: float) -> None:
 
 
 def _fingerprint(model: nn.Module, data: Data, loss: Loss | None, callbacks: Sequence[Callback]) -> dict:
-    """Say what a run trains, on what, how: a checkpoint is only taken up by the run that wrote it."""
+    """Say what a run trains, on what, how: a checkpoint is only taken up by such a run.
+
+    The weights it began with are not asked for: whoever starts a killed run again need not draw the same ones, since the checkpoint
+    holds what became of them.
+    """
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     described = loss.extra_repr() if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", "")
     if isinstance(loss, nn.Module) and loss.state_dict():  # another teacher's opinions are another run
         described += f", weights {digest({name: tensor.detach().cpu() for name, tensor in loss.state_dict().items()})[:10]}"
     observed = [f"{type(callback).__name__}({callback.extra_repr()})" for callback in callbacks if callback.extra_repr()]
+    pictures, labels = (zlib.crc32(tensor.cpu().contiguous().numpy()) for tensor in (data.train.images, data.train.labels))
     return {
-        "data": [data.name, len(data.train), zlib.crc32(data.train.images.cpu().numpy()), zlib.crc32(data.train.labels.cpu().numpy())],
+        "data": [data.name, len(data.train), pictures, labels],
         "model": zlib.crc32(json.dumps(shapes).encode()),
         "loss": "" if loss is None else f"{type(loss).__name__}({described})",
         "callbacks": observed,

@@ -41,11 +41,12 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank_curve, benchmark.low_rank):
         command(small)
     pruned = results.read("pruning").set_index("method")
-    kept = models.load(benchmark.WORK / "vgg19_pruned90-measured.safetensors")
+    (measured,) = benchmark.WORK.glob("vgg19_pruned90-0-*.safetensors")
+    kept = models.load(measured)
     weights = [parameter for parameter in kept.parameters() if parameter.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert zeros == pytest.approx(0.9, abs=0.002)  # half precision may round a tiny weight to zero
-    assert pruned.loc["gradual", "half_bytes"] == (benchmark.WORK / "vgg19_pruned90-measured.safetensors").stat().st_size
+    assert pruned.loc["gradual", "half_bytes"] == measured.stat().st_size
     assert [path.name for path in benchmark.TEACHER.parent.glob("*.safetensors")] == ["vgg19.safetensors"]  # only full runs are kept
     assert pruned.loc["gradual", "storage"] == "bitmask+zip"
     assert pruned.loc["dense", "storage"] == "dense"
@@ -74,6 +75,7 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
     assert row["int8_zip_bytes"] < row["int8_onnx_bytes"] < row["onnx_bytes"] < row["teacher_onnx_bytes"]
     assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
     assert 0 <= row["int8_correct"] <= row["total"] == 300
+    assert [path.name for path in benchmark.WORK.glob("deployed*")] == ["deployed"]  # the teacher's; the network's own folder is gone
     assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
 
 
@@ -172,6 +174,26 @@ def test_weights_are_on_the_grid_they_were_rounded_to():
     assert benchmark.peers.on_grid(benchmark.peers.quantization.round_weights(model, 8)) == 1
 
 
+def test_a_second_process_trains_along_and_leaves_the_measuring_to_the_first(small, monkeypatch):
+    """fit waits for every process: one that skips it would wait for ever."""
+    trained = []
+    monkeypatch.setattr(benchmark, "_writes", lambda: False)
+    monkeypatch.setattr(benchmark, "deployed", None)
+    monkeypatch.setattr(benchmark, "_channel_scan", lambda: None)
+    monkeypatch.setattr(benchmark.pruning, "ratios_by_sensitivity", lambda *_: {})
+    monkeypatch.setattr(benchmark.peers, "in_order", lambda order, model, *_: trained.append(order) or model)
+    monkeypatch.setattr(benchmark.peers, "train", lambda *_: trained.append("peer"))
+    monkeypatch.setattr(benchmark.peers, "TASKS", {"task": {"a": lambda model, *_: (model, ()), "b": lambda model, *_: (model, ())}})
+    benchmark.orders(small)
+    benchmark.compare_peers(small)
+    assert trained == [*benchmark.peers.ORDERS, "peer", "peer"]
+    assert not results.RESULTS.exists()
+
+
+def test_every_command_has_its_place_on_ray():
+    assert sorted(name for wave in benchmark.WAVES for name in wave) == sorted(benchmark.COMMANDS)
+
+
 def test_jobs_are_single_runs():
     def jobs(*words):
         arguments = benchmark.parser().parse_args(words)
@@ -191,6 +213,10 @@ def test_jobs_are_single_runs():
     assert benchmark._epochs(jobs("channels", "--budget", "full", "--epochs", "7")[0], "channels") == 7
 
 
+LAUNCHER = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "-m", "helpers.benchmark")  # fmt: skip
+
+
 def command(folder, *words, launcher=()):
     python = [sys.executable, "-m", *launcher, "helpers.benchmark"] if not launcher else [sys.executable, "-m", *launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "ACCELERATE_USE_CPU": "true"}
@@ -204,9 +230,7 @@ def command(folder, *words, launcher=()):
 def trained(tmp_path_factory):
     """A folder with a teacher of digits, made by the command line itself in two processes."""
     folder = tmp_path_factory.mktemp("benchmark")
-    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-                "--dynamo_backend", "no", "-m", "helpers.benchmark")  # fmt: skip
-    command(folder, "teacher", "--epochs", "1", launcher=launcher)
+    command(folder, "teacher", "--epochs", "1", launcher=LAUNCHER)
     return folder
 
 
@@ -216,6 +240,15 @@ def test_two_processes_write_one_row(trained, monkeypatch):
     assert len(rows) == 1
     assert rows.iloc[0]["command"].startswith("python -m helpers.benchmark teacher --epochs 1 --data digits")
     assert (trained / "checkpoints" / "vgg19.safetensors").exists()
+
+
+def test_two_processes_run_two_jobs(trained, tmp_path, monkeypatch):
+    """The first thing that asks which process this is must not make it one of one."""
+    shutil.copytree(trained, tmp_path / "two")
+    words = ("pruning", "--only", "dense-0", "gradual-0.9", "--epochs", "1", "--train-limit", "300")
+    command(tmp_path / "two", *words, launcher=LAUNCHER)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "two" / "results")
+    assert results.read("pruning")["method"].tolist() == ["dense", "gradual"]
 
 
 def test_ray_writes_the_rows_of_the_plain_engine(trained, tmp_path, monkeypatch):
@@ -250,3 +283,24 @@ def test_a_second_cycle_trains_on_what_the_teacher_is_least_sure_of(small, monke
     assert (row["cycle"], row["train_pictures"], row["total"]) == (2, 130, len(data.test))
     assert not torch.equal(before.classifier.weight, models.load(benchmark.TEACHER).classifier.weight)
     assert (benchmark.TEACHER.with_name("vgg19_history.csv").read_text()).count("\n") == 4
+
+
+def test_a_cycle_that_was_killed_while_it_was_written_down_is_written_down_once(small, monkeypatch):
+    results.append("teacher", {"model": "vgg19", "cycle": 1})
+    history = benchmark.TEACHER.with_name("vgg19_history.csv")
+    history.write_text("cycle,epoch\n1,1\n")
+    again, append = argparse.Namespace(**{**vars(small), "restart": True}), results.append
+    monkeypatch.setattr(benchmark, "_least_sure", lambda model, data, seed: data.train.take(slice(0, 128)))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.teacher(again)
+    replaced = benchmark._digest()
+    monkeypatch.setattr(results, "append", append)
+    benchmark.teacher(again)
+    assert benchmark._digest() == replaced  # found finished, not trained for another cycle
+    assert results.read("teacher")["cycle"].tolist() == [1, 2]
+    assert pd.read_csv(history)["cycle"].tolist() == [1, 2]

@@ -48,6 +48,30 @@ def test_onnx_answers_as_pytorch_does_at_any_batch_size(networks, digits_, name,
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_int8_straight_from_a_model_is_the_same_file(networks, digits_, tmp_path):
+    few, some = digits_.train.take(slice(0, 100)), digits_.validation.take(slice(0, 50))
+    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
+    expected = export.quantize_onnx(path, tmp_path / "two_steps.onnx", few, some, agreement=0.9)
+    given = export.quantize_onnx(networks["built"], tmp_path / "one_step.onnx", few, some, agreement=0.9)
+    assert torch.equal(export.onnx_logits(given, some), export.onnx_logits(expected, some))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "one_step.onnx", "two_steps.onnx"]
+    with pytest.raises(ValueError, match=r"path must end in \.onnx"):
+        export.quantize_onnx(networks["built"], tmp_path / "one_step.int8", few)
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "expected"),
+    [("flags: avx2 fma", "x86_64", False), ("flags: avx2 avx512_vnni", "x86_64", True), ("Features: asimd", "aarch64", True),
+     (None, "AMD64", False), (None, "arm64", True)],
+)  # fmt: skip
+def test_int8_is_halved_in_range_where_the_processor_would_saturate(flags, machine, expected, tmp_path, monkeypatch):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(export, "Path", lambda _: tmp_path / "cpuinfo")  # missing, as on Windows and macOS, where flags is None
+    monkeypatch.setattr(export.platform, "machine", lambda: machine)
+    assert export._has_vnni() is expected
+
+
 def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path, monkeypatch):
     some = digits_.validation
     path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)

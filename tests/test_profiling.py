@@ -131,6 +131,16 @@ def test_peak_memory_covers_weights_and_the_largest_activations():
     assert profiling.peak_memory(models.build("vgg19"), (8, 3, 32, 32)) > profiling.peak_memory(models.build("vgg19"))
 
 
+def test_networks_on_another_device_are_copied_to_the_baselines():
+    model, cpu = models.build("tiny_convnet", width=0.2), torch.device("cpu")
+    assert profiling._on(model, cpu) is model
+    moved = profiling._on(model, torch.device("meta"))  # stands for a GPU
+    assert (profiling._device(moved).type, profiling._device(model)) == ("meta", cpu)
+    assert profiling.compare({"one": model}, repeats=3).attrs["device"] == "cpu"
+    with pytest.raises(ValueError, match="model must be on the CPU or on a CUDA GPU to have its memory counted, got meta"):
+        profiling.peak_memory(moved)
+
+
 def test_compare_counts_from_the_baseline(digits):
     networks = {"large": models.build("tiny_convnet", width=0.5), "small": models.build("tiny_convnet", width=0.1)}
     table = profiling.compare(networks, digits.validation, repeats=3)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -287,3 +288,14 @@ def test_bf16_is_found_where_the_processor_has_it():
 def test_a_model_that_cannot_take_the_pictures_says_so(few):
     with pytest.raises(RuntimeError):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), few, epochs=1, progress=False)
+
+
+def test_pictures_may_lie_in_memory_in_any_order(few):
+    """A view with its channels last in memory, as arrays of pictures come from elsewhere, trains to the same bits."""
+    turned = replace(few.train, images=few.train.images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+    assert not turned.images.is_contiguous()
+    networks = []
+    for train in (few.train, turned):
+        networks.append(small())
+        fit(networks[-1], replace(few, train=train), epochs=1, batch_size=64, progress=False)
+    assert same(*networks)
