@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -421,7 +422,7 @@ FORMATS = {  # how to write each: (suffix, function of model, path, pictures to 
 def formats(arguments: argparse.Namespace) -> None:
     """Write the teacher and the combined network in every format, and run each in its own runtime; append to data/results/formats.csv."""
     data = load_data(arguments.data)
-    some, few, folder = data.test.take(slice(0, 200)), data.train.take(slice(0, 200)), WORK / f"formats-{os.getpid()}"
+    some, few, folder = data.test.take(slice(0, 200)), data.train.take(slice(0, 200)), WORK / "formats"
     folder.mkdir(parents=True, exist_ok=True)
     for file in (arguments.model, f"{arguments.model}_combined"):
         path = TEACHER.with_name(f"{file}.safetensors")
@@ -549,7 +550,8 @@ def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file
     storage, size = profiling.smallest_file(model)  # in single precision, as trained
     row |= {"storage": storage, "bytes": size, "teacher_bytes": profiling.file_bytes(teacher)}
     keep = file and seed == 0 and row["train_pictures"] == 45_000  # of many runs, one file
-    scratch = WORK / f"{row['model']}_{file or name}-{seed}-{os.getpid()}.safetensors"  # other runs may be measured at the same time
+    asked = f"{zlib.crc32(repr(row).encode()):08x}"  # tells this run's file from those of others, measured at the same time
+    scratch = WORK / f"{row['model']}_{file or name}-{seed}-{asked}.safetensors"
     path = TEACHER.with_name(f"{row['model']}_{file}.safetensors") if keep else scratch
     models.save(model, path, torch.float16, "bitmask+zip" if storage != "dense" else "dense")
     model = models.load(path)  # what is measured from here on is what is kept, half precision included
