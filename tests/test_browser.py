@@ -119,21 +119,16 @@ def test_make_lab_opens_the_start_which_leads_on(lab, browser):
 @pytest.mark.parametrize("name", SLIDERS)
 def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     address, token = lab
-    for last in (False, True):  # now and then JupyterLab loses a cell's reply and waits for it for ever: then once more, in a new page
+    for last in (
+        False,
+        True,
+    ):  # now and then JupyterLab loses a reply of the kernel and waits for it for ever: then once more, in a new page
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         complaints = []
         page.on("pageerror", lambda error, said=complaints: said.append(str(error)))
         page.on("console", lambda message, said=complaints: said.append(message.text) if message.type == "error" else None)
-        page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}&reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        page.wait_for_function(
-            "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
-        )
-        page.evaluate(
-            "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"
-        )
         try:
-            page.wait_for_function("() => window.ran === true", timeout=240_000)
+            _run_all(page, f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}&reset")
             break
         except playwright.TimeoutError:
             if last:
@@ -184,6 +179,19 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     assert not [text for text in complaints if not _harmless(text)]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     page.close()
+
+
+def _run_all(page, address):
+    """Open a notebook, wait for its kernel and for every cell."""
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+    )
+    page.evaluate(
+        "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"
+    )
+    page.wait_for_function("() => window.ran === true", timeout=240_000)
 
 
 def _shown(page, image):

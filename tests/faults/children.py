@@ -95,7 +95,12 @@ def measure(folder, say):
     results.write_readme(page)
     with (folder / "results" / "pruning.csv").open(newline="", encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if "latency" not in key and key != "date"} for row in csv.DictReader(file)]
-    say((rows, {path.name: models.digest(models.read_safetensors(path)[1]) for path in folder.rglob("*.safetensors")}))
+    say((rows, {path.name: models.digest(models.read_safetensors(path)[1]) for path in kept(folder, "*.safetensors")}))
+
+
+def kept(folder, pattern):
+    """The files under ``folder`` but for its temporary ones: what a killed child had there is the operating system's to clear away."""
+    return [path for path in folder.rglob(pattern) if "tmp" not in path.relative_to(folder).parts]
 
 
 def convert(folder, say):

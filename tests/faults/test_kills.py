@@ -15,7 +15,7 @@ if os.name == "nt":
     pytest.skip("kill -9 and fork servers are of Linux and macOS", allow_module_level=True)
 
 from tests.faults import children
-from tests.faults.children import Child
+from tests.faults.children import Child, kept
 
 KILLS = 20
 
@@ -27,7 +27,7 @@ def check_checkpoint(folder, whole):
 
 
 def check_benchmark(folder, whole):
-    for path in folder.rglob("*.safetensors"):
+    for path in kept(folder, "*.safetensors"):
         metadata, tensors = models.read_safetensors(path)
         if "record" in metadata:
             assert metadata["sha256"] == models.digest(tensors, metadata["record"])
@@ -63,11 +63,9 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(job, check, tmp_path):
             assert Child(job, folder).finish()[0] == whole
             shutil.rmtree(folder)
     assert Child(job, folder).finish()[0] == whole
-    assert files(folder) == files(tmp_path / "whole")
-
-
-def files(folder):
-    return {path.relative_to(folder) for path in folder.rglob("*") if "tmp" not in path.relative_to(folder).parts}
+    assert {path.relative_to(folder) for path in kept(folder, "*")} == {
+        path.relative_to(tmp_path / "whole") for path in kept(tmp_path / "whole", "*")
+    }
 
 
 @pytest.mark.parametrize("moment", [0, 1, 5_000, 150_000, "flush", "rename"])
