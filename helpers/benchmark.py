@@ -65,6 +65,8 @@ def teacher(arguments: argparse.Namespace) -> None:
             )
         data = replace(data, **{name: _resized(getattr(data, name), arguments.pixels) for name in ("train", "validation", "test")})
         row["pixels"] = arguments.pixels
+    if arguments.cutout:
+        row["cutout"] = arguments.cutout
     torch.manual_seed(seed)
     # no label smoothing: it would erase what a student can learn (Mueller 2019)
     recipe = {"epochs": row["epochs"], "lr": 0.1, "batch_size": 128, "schedule": "one_cycle", "warmup": 0.2}
@@ -89,7 +91,7 @@ def teacher(arguments: argparse.Namespace) -> None:
         if arguments.train_limit is None:
             data = replace(data, train=_least_sure(model, data, seed))
     row["train_pictures"] = len(data.train)
-    history = fit(model, data, seed=seed, checkpoint=checkpoint, **recipe)
+    history = fit(model, data, seed=seed, checkpoint=checkpoint, cutout=arguments.cutout, compile=arguments.compile, **recipe)
     if not _writes():
         return
     history.insert(0, "cycle", row["cycle"])
@@ -701,6 +703,8 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
     line.add_argument("--restart", action="store_true", help="teacher, students: train what is there for another cycle")
     line.add_argument("--pixels", type=int, choices=(8, 16, 24), help="teacher: train on smaller pictures, as a start for --restart")
+    line.add_argument("--cutout", type=int, default=0, help="teacher: hide a square of so many pixels of every training picture")
+    line.add_argument("--compile", action="store_true", help="teacher: torch.compile; paid on a CPU with tile units (AMX)")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")

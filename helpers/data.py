@@ -226,12 +226,38 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int = 4, mirro
     return images.reshape(count, channels, -1).gather(2, flat).view(images.shape)
 
 
+def cutout(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """Hide a square of every picture, each at its own random place: what is left must do (DeVries and Taylor 2017, section 3).
+
+    Args:
+        images: normalised, B x C x H x W; what is hidden becomes 0, the mean colour.
+        generator: on the same device as ``images``; the same state hides the same squares.
+        size: side of the square, in pixels; its middle is anywhere in the picture, so that it may hang over the border.
+
+    Returns:
+        A new tensor of the same shape and type.
+    """
+    if checks.instance("images", images, Tensor).ndim != 4:
+        raise ValueError(f"images must be B x C x H x W, got {tuple(images.shape)}")
+    checks.instance("generator", generator, torch.Generator)
+    count, _, height, width = images.shape
+    checks.integer("size", size, 0, min(height, width))
+
+    def hidden(length: int) -> Tensor:
+        first = torch.randint(length, (count, 1), generator=generator, device=images.device) - size // 2
+        position = torch.arange(length, device=images.device)
+        return (position >= first) & (position < first + size)
+
+    return images.masked_fill((hidden(height)[:, :, None] & hidden(width)[:, None, :])[:, None], 0)
+
+
 def batches(
     split: Split,
     batch_size: int,
     *,
     generator: torch.Generator | None = None,
     augmented: bool = False,
+    hidden: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -243,6 +269,7 @@ def batches(
         generator: shuffles, and drops the last incomplete batch (so that every step weighs the same).
             None: in order, all of it.
         augmented: random shift and mirroring; needs ``generator``.
+        hidden: side of the square that ``cutout`` hides, in pixels; needs ``generator``. 0: nothing is hidden.
         rank: which of ``world`` equal shares of each batch to yield (one process each in distributed training).
         world: number of processes.
 
@@ -252,7 +279,8 @@ def batches(
     checks.instance("split", split, Split)
     checks.integer("batch_size", batch_size, 1)
     checks.integer("rank", rank, 0, checks.integer("world", world, 1) - 1)
-    if generator is not None or augmented:
+    checks.integer("hidden", hidden, 0)
+    if generator is not None or augmented or hidden:
         checks.instance("generator", generator, torch.Generator)
     device = split.labels.device
     if generator is None:
@@ -266,7 +294,10 @@ def batches(
         images = split.images[index]
         if augmented:
             images = augment(images, generator, mirror=split.mirror)
-        yield normalize(images[rank::world], split), split.labels[index[rank::world]]
+        images = normalize(images, split)
+        if hidden:
+            images = cutout(images, generator, hidden)
+        yield images[rank::world], split.labels[index[rank::world]]
 
 
 # -- where the pictures come from ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import checks
+from helpers.convolution import SmallMaps, has_tiles
 from helpers.data import Split, batches
 
 
@@ -108,8 +109,8 @@ def has_bf16(device_type: str = "cpu") -> bool:
     return any(flag in text for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context for "fp32", "bf16" or "auto" on ``device``.
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Return the context that computes in "fp32", "bf16" or "auto" on ``device``; small maps go to tile units where there are some.
 
     Raises:
         ValueError: another precision.
@@ -117,4 +118,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     checks.choice("precision", precision, ("auto", "bf16", "fp32"))
     checks.instance("device", device, torch.device)
     enabled = precision == "bf16" or (precision == "auto" and has_bf16(device.type))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return _autocast(device.type, enabled)
+
+
+@contextmanager
+def _autocast(device_type: str, enabled: bool) -> Iterator[None]:
+    tiles = SmallMaps() if enabled and has_tiles(device_type) else nullcontext()
+    with torch.autocast(device_type, torch.bfloat16, enabled=enabled), tiles:
+        yield
