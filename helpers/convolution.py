@@ -30,7 +30,7 @@ def convolve(
     Args:
         images: B x C x H x W.
         weight: O x C x h x w, of the same type.
-        bias: O, or None.
+        bias: one for each of the O outputs, or None.
         stride: down and across.
         padding: zeros above and below, left and right.
 
@@ -49,9 +49,14 @@ def convolve(
         for number in pair:
             checks.integer(name, number, low)
     (count, channels, *size), (outputs, inputs, *kernel) = images.shape, weight.shape
+    if bias is not None and checks.instance("bias", bias, Tensor).shape != (outputs,):
+        raise ValueError(f"bias must have {outputs} numbers, one for each output, got shape {tuple(bias.shape)}")
     rows, columns = ((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
-    if inputs != channels or min(rows, columns, *kernel) < 1:
-        raise ValueError(f"weight must have {channels} input channels and fit into the padded picture, got shape {tuple(weight.shape)}")
+    if inputs != channels:
+        raise ValueError(f"weight must have {channels} input channels, as images have, got shape {tuple(weight.shape)}")
+    if min(rows, columns, *kernel) < 1:
+        sizes = f"{' x '.join(map(str, kernel))} on {' x '.join(map(str, size))} pixels, padding {padding}"
+        raise ValueError(f"images must be at least as large, with their padding, as the weight's kernel, got {sizes}")
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     down, across = stride
     seen = [  # what the kernel's pixel (y, x) meets, at every place where the kernel is laid

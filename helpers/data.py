@@ -279,7 +279,7 @@ def batches(
     checks.instance("split", split, Split)
     checks.integer("batch_size", batch_size, 1)
     checks.integer("rank", rank, 0, checks.integer("world", world, 1) - 1)
-    checks.integer("hidden", hidden, 0)
+    checks.integer("hidden", hidden, 0, min(split.images.shape[2:]))
     if generator is not None or augmented or hidden:
         checks.instance("generator", generator, torch.Generator)
     device = split.labels.device

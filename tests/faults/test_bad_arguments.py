@@ -26,6 +26,7 @@ from torch import nn
 from helpers import (
     business,
     checks,
+    convolution,
     coreml,
     data,
     distillation,
@@ -228,8 +229,12 @@ CASES = [
     (data.augment, {"images": good.split.images, "generator": torch.Generator()}, {
         "images": bad("x", 1, torch.zeros(3, 4)), "generator": instance(), "shift": integer(0, 31),
     }),
+    (data.cutout, {"images": torch.zeros(2, 3, 8, 6), "generator": torch.Generator(), "size": 2}, {
+        "images": bad("x", 1, torch.zeros(3, 4)), "generator": instance(), "size": integer(0, 6),
+    }),
     (data.batches, {"split": good.split, "batch_size": 5}, {
         "split": instance(), "batch_size": integer(1), "generator": instance(none=True), "rank": integer(0, 0), "world": integer(1),
+        "hidden": integer(0, 32),
     }),
     (models.build, {"name": "tiny_convnet", "width": 0.1}, {
         "name": choice(), "num_classes": integer(1, 10**6), "width": number(0, 16, open_low=True),
@@ -244,6 +249,7 @@ CASES = [
         "callbacks": bad("x", 1, [1], [None], [training.Callback]), "lr": number(0, open_low=True), "batch_size": integer(1),
         "momentum": number(0, 0.9999), "weight_decay": number(0), "label_smoothing": number(0, 0.9999), "schedule": choice(),
         "warmup": number(0, 0.9999), "precision": choice(), "seed": integer(0, 2**32 - 1), "checkpoint": path(suffix=True, none=True),
+        "cutout": integer(0, 32),
     }),
     (training.learning_rate, {"progress": 0.5, "lr": 0.1}, {
         "progress": number(), "lr": number(0), "schedule": choice(), "warmup": number(0, 0.9999),
@@ -253,6 +259,13 @@ CASES = [
       for call in (evaluation.predict, evaluation.evaluate)),
     (evaluation.has_bf16, {}, {"device_type": bad(1, b"cpu", Strange())}),
     (evaluation.autocast, {"device": torch.device("cpu"), "precision": "fp32"}, {"device": instance(), "precision": choice()}),
+    (convolution.has_tiles, {}, {"device_type": bad(1, b"cpu", Strange())}),
+    (convolution.convolve, {"images": torch.zeros(2, 3, 4, 4), "weight": torch.zeros(5, 3, 3, 3)}, {
+        "images": bad("x", 1, torch.zeros(3, 4, 4), torch.zeros(2, 3, 2, 2)),
+        "weight": bad("x", 1, torch.zeros(5, 3, 3), torch.zeros(5, 2, 3, 3), torch.zeros(5, 3, 5, 5)),
+        "bias": bad("x", 1, torch.zeros(4), none=True),
+        **{name: bad("ab", 1, (1,), (1, 1, 1), (1, -1), (1, 0.5), (1, math.nan), [1, 1], Strange()) for name in ("stride", "padding")},
+    }),
     (evaluation.evaluating, MODEL, {"model": instance()}),
     (distillation.soften, {"logits": good.logits}, {"logits": tensor(torch.tensor(1.0)), "temperature": number(1e-3, 1e6)}),
     (distillation.distillation_loss, BATCH, {
@@ -569,10 +582,10 @@ FREE = {
          "peers.tensorly_tucker.data", "peers.tensorly_tucker.ratios"), "not used: all of TASKS are called alike",
     ),
 }  # fmt: skip
-BUILT_BY_US = {"Server", "ConvNet", "ResidualBlock", "Run", "Callback", "Factors", "DataError", "CheckpointError"}
+BUILT_BY_US = {"Server", "ConvNet", "ResidualBlock", "Run", "Callback", "Factors", "DataError", "CheckpointError", "SmallMaps"}
 WHOLE = (
-    data, models, training, evaluation, distillation, pruning, low_rank, profiling, quantization, storage, business, results, widgets,
-    series, peers, phone, sessions, export, coreml, serving,
+    data, models, training, evaluation, convolution, distillation, pruning, low_rank, profiling, quantization, storage, business, results,
+    widgets, series, peers, phone, sessions, export, coreml, serving,
 )  # fmt: skip
 # plotting is not here: its functions draw tables that our own functions made
 ELSEWHERE = {  # slow, or in need of a phone or of an exported file: other tests call them with what is right
