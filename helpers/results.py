@@ -148,6 +148,26 @@ def accuracy(run: pd.Series, key: str = "correct") -> Accuracy:
     return Accuracy(int(run[key]), int(run["total"]))
 
 
+def lineage(runs: pd.DataFrame) -> str:
+    """Say which teacher the rows started from, by its accuracy on the test split, and whether it has been trained on since.
+
+    Args:
+        runs: rows with the columns teacher_correct and total; those without a value are passed over.
+
+    Returns:
+        For example "92.3% (9,228 of 10,000; 91.7 to 92.8), since then trained on to 93.2% (9,320 of 10,000; 92.7 to 93.7)".
+    """
+    lacking = not {"teacher_correct", "total"} <= set(checks.instance("runs", runs, pd.DataFrame))
+    if lacking or runs["teacher_correct"].isna().all():
+        raise ValueError(
+            f"runs must have rows with teacher_correct and total, got {len(runs)} with the columns {', '.join(map(str, runs))}"
+        )
+    starts = runs.dropna(subset=["teacher_correct"]).drop_duplicates("teacher_correct")
+    latest = accuracy(read("teacher").query("model == 'vgg19'").iloc[-1])
+    said = [accuracy(run, "teacher_correct") for _, run in starts.iterrows()]
+    return " or ".join(str(start) if start == latest else f"{start}, since then trained on to {latest}" for start in said)
+
+
 def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
     """Return the largest experiment of distillation.csv: its settings, and the percentages of its complete pairs.
 
@@ -262,6 +282,9 @@ def markdown() -> str:
     if (RESULTS / "students.csv").exists():
         lines += _student_lines(read("students"))
     lines += _table_lines()
+    earlier = _made_from()
+    if earlier:
+        lines += [f"Points are against the teacher that a network was made from or taught by: {earlier}.", ""]
     runs = _compressed("pruning", "Pruning", _pruned)
     runs += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
     runs += _compressed("low_rank", "Low rank", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
@@ -275,6 +298,16 @@ def markdown() -> str:
             f"in batches of {row['batch_size']:.0f}."
         )
     return "\n".join(lines)
+
+
+def _made_from() -> str:
+    """Return the ``lineage`` of the table's rows if it is not simply the latest teacher."""
+    found = [read(name) for name in ("pruning", "shipped", "combined", "students") if (RESULTS / f"{name}.csv").exists()]
+    found = [runs for runs in found if "teacher_correct" in runs]
+    if not found or not (RESULTS / "teacher.csv").exists():
+        return ""
+    said = lineage(pd.concat(found))
+    return said if "since then" in said else ""
 
 
 def _student_lines(runs: pd.DataFrame) -> list[str]:

@@ -120,6 +120,22 @@ def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     assert "old" not in text
 
 
+def test_lineage_names_the_teacher_of_the_rows_and_what_became_of_it(folder):
+    results.append("teacher", {"model": "vgg19", "correct": 9_228, "total": 10_000}, {"model": "resnet50", "correct": 1, "total": 10_000})
+    runs = pd.DataFrame({"teacher_correct": [9_228, None, 9_228], "total": 10_000})
+    first = "92.3% (9,228 of 10,000; 91.7 to 92.8)"
+    assert results.lineage(runs) == first
+    results.append("shipped", {"file": "vgg19", "teacher_correct": 9_228, "total": 10_000})
+    assert results._made_from() == ""
+    results.append("teacher", {"model": "vgg19", "correct": 9_320, "total": 10_000})
+    latest = "93.2% (9,320 of 10,000; 92.7 to 93.7)"
+    assert results.lineage(runs) == results._made_from() == f"{first}, since then trained on to {latest}"
+    runs.loc[3] = 9_320, 10_000
+    assert results.lineage(runs) == f"{first}, since then trained on to {latest} or {latest}"
+    with pytest.raises(ValueError, match="runs must have rows with teacher_correct"):
+        results.lineage(runs.drop(columns="teacher_correct"))
+
+
 def test_students_stand_in_the_table_taught_and_in_the_list_with_their_twin(folder):
     def row(student, taught_by, epochs, correct):
         teacher = {"teacher_onnx_bytes": 80_000_000, "teacher_correct": 9_200, "teacher_latency_ms_1_threads": 5.0}

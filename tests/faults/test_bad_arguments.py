@@ -440,6 +440,7 @@ CASES = [
             {"correct": 1}, {"correct": math.nan, "total": 2}, {"correct": 1, "total": math.inf}, {"correct": "1", "total": 2},
         ))), "key": choice(),
     }),
+    (results.lineage, {"runs": good.runs}, {"runs": table("teacher_correct", "total")}),
     (results.pairs, {"runs": good.pairs}, {"runs": table(*good.pairs).plus(good.pairs[:0])}),
     (results.write_readme, {"path": "page.md"}, {"path": path().plus("table.csv")}),
     (widgets.temperature_figure, PICTURE | {"temperature": 2.0}, {
@@ -641,6 +642,7 @@ def complaint(call, right, name, value):
 def _nothing_begins(request, tmp_path, monkeypatch):
     """Files are looked for and written in a folder of the test's own; and what is refused has begun no export and no process."""
     (tmp_path / "table.csv").write_text("a\n1\n")
+    (tmp_path / "teacher.csv").write_text("model,epochs,cycle,device,correct,total\nvgg19,1,1,a,1,2\n")
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setenv("NNC_DATA", "digits")
     monkeypatch.delenv("NNC_BUDGET", raising=False)
