@@ -8,6 +8,7 @@ one run over several processes. ``--data digits --out somewhere`` tries everythi
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import sys
@@ -147,20 +148,20 @@ def distillation(arguments: argparse.Namespace) -> None:
 
 
 def distillation_grid(arguments: argparse.Namespace) -> None:
-    """Train one student per temperature and alpha; append validation accuracies to data/results/distillation_grid.csv."""
+    """Train one student per temperature and alpha, and one alone; append validation accuracies to data/results/distillation_grid.csv."""
     seed = arguments.seeds[0]
     data = load_data(arguments.data, train_limit=arguments.train_limit, seed=seed)
-    for temperature in (1.0, 4.0, 16.0):
-        for alpha in (0.1, 0.5, 0.9):
-            row = _student_row(arguments, "distillation_grid", data, temperature, alpha)
-            if results.finished("distillation_grid", row | {"seed": seed}):
-                continue
-            student = _train_student(row, data, seed)
-            if _writes():
-                accuracy = evaluate(student, data.validation)
-                row |= {"correct": accuracy.correct, "total": accuracy.total}
-                results.append("distillation_grid", row | results.provenance(seed))
-                print(f"T {temperature:g}, alpha {alpha:g}: {accuracy} of the validation split")
+    alone, taught = (1.0, 0.0), itertools.product((1.0, 4.0, 16.0), (0.1, 0.5, 0.9))
+    for temperature, alpha in (alone, *taught):
+        row = _student_row(arguments, "distillation_grid", data, temperature, alpha)
+        if results.finished("distillation_grid", row | {"seed": seed}):
+            continue
+        student = _train_student(row, data, seed)
+        if _writes():
+            accuracy = evaluate(student, data.validation)
+            row |= {"correct": accuracy.correct, "total": accuracy.total}
+            results.append("distillation_grid", row | results.provenance(seed))
+            print(f"T {temperature:g}, alpha {alpha:g}: {accuracy} of the validation split")
 
 
 def _student_row(arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float) -> dict:

@@ -29,7 +29,7 @@ def small(tmp_path, monkeypatch):
     return argparse.Namespace(
         seeds=[0], epochs=1, end=0.5, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
         only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None,
+        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None, cutout=0, compile=False,
     )  # fmt: skip
 
 
@@ -80,10 +80,11 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
 
 
 def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path, monkeypatch):
-    seen = []
+    seen, options = [], []
 
     def fit(model, data, **recipe):
         seen.append((tuple(data.train.images.shape[1:]), tuple(data.test.images.shape[1:]), len(data.train), recipe["lr"]))
+        options.append((recipe["cutout"], recipe["compile"]))
         return pd.DataFrame({"epoch": [1]})
 
     monkeypatch.setattr(benchmark, "fit", fit)
@@ -93,15 +94,32 @@ def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path
     monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "resnet18.safetensors")
     asked = {**vars(small), "model": "resnet18"}
     benchmark.teacher(argparse.Namespace(**{**asked, "pixels": 16, "restart": False}))
-    benchmark.teacher(argparse.Namespace(**{**asked, "train_limit": 256, "restart": True}))
+    benchmark.teacher(argparse.Namespace(**{**asked, "train_limit": 256, "restart": True, "cutout": 8, "compile": True}))
+    assert options == [(0, False), (8, True)]
     assert seen == [((3, 16, 16), (3, 16, 16), 256, 0.1), ((3, 32, 32), (3, 32, 32), 256, 0.05)]
     rows = results.read("teacher")
     assert (rows["pixels"].iloc[0], rows["cycle"].tolist()) == (16, [1, 2])
     assert rows["pixels"].isna().tolist() == [False, True]
+    assert rows["cutout"].fillna(0).tolist() == [0, 8]
     images = load_data("digits").test.images[:5]
     smaller = benchmark._resized(load_data("digits").test.take(slice(0, 5)), 16).images
     means = images.float().reshape(5, 3, 16, 2, 16, 2).mean((3, 5))
     assert (smaller.float() - means).abs().max() <= 0.5
+
+
+def test_the_grid_has_a_student_alone_beside_those_that_are_taught(small, monkeypatch):
+    losses = []
+    monkeypatch.setattr(benchmark, "fit", lambda model, data, *, loss, **recipe: losses.append(loss))
+    benchmark.distillation_grid(argparse.Namespace(**{**vars(small), "student": "micro_convnet"}))
+    rows = results.read("distillation_grid")
+    assert list(zip(rows["temperature"], rows["alpha"], strict=True)) == [
+        (1, 0), *((temperature, alpha) for temperature in (1, 4, 16) for alpha in (0.1, 0.5, 0.9)),
+    ]  # fmt: skip
+    assert losses[0] is None
+    assert [(loss.temperature, loss.alpha) for loss in losses[1:]] == list(zip(rows["temperature"][1:], rows["alpha"][1:], strict=True))
+    assert rows["total"].unique() == [len(load_data("digits").validation)]
+    benchmark.distillation_grid(argparse.Namespace(**{**vars(small), "student": "micro_convnet"}))
+    assert len(losses) == 10  # nothing is run twice
 
 
 def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
