@@ -166,6 +166,7 @@ def distillation_grid(arguments: argparse.Namespace) -> None:
 
 def _student_row(arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float) -> dict:
     names = {"student": arguments.student, "teacher": arguments.start or arguments.model, "data": data.name}
+    names["weights"] = _digest(TEACHER.with_name(f"{names['teacher']}.safetensors"))
     return names | {"train_pictures": len(data.train), "epochs": _epochs(arguments, command), "temperature": temperature, "alpha": alpha}
 
 
@@ -174,7 +175,7 @@ def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     student, temperature, alpha = models.build(row["student"]), row["temperature"], row["alpha"]
     teacher = TEACHER.with_name(f"{row['teacher']}.safetensors")
     loss = DistillationLoss(models.load(teacher), temperature, alpha) if alpha > 0 else None
-    settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}"
+    settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}-{row['weights'].removeprefix('sha256:')}"
     checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}.safetensors"
     batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
     fit(student, _glance(data), epochs=row["epochs"], batch_size=batch_size, loss=loss, seed=seed, checkpoint=checkpoint)

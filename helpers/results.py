@@ -180,6 +180,8 @@ def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
     settings = ["student", "teacher", "data", "train_pictures", "epochs"]
     if checks.instance("runs", runs, pd.DataFrame).empty or not {*settings, "seed", "arm", "correct", "total"} <= set(runs):
         raise ValueError(f"runs must be rows of distillation.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+    if "weights" in runs:  # of the teacher; the first rows did not say them
+        runs, settings = runs.fillna({"weights": ""}), [*settings, "weights"]
     row = runs.loc[(runs["train_pictures"] * runs["epochs"]).idxmax()]
     same = runs[(runs[settings] == row[settings]).all(axis=1)]
     counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last").reindex(columns=["alone", "taught"])

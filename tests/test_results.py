@@ -120,6 +120,17 @@ def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     assert "old" not in text
 
 
+def test_pairs_of_two_teachers_of_one_name_are_kept_apart():
+    experiment = {"student": "s", "teacher": "v", "data": "d", "train_pictures": 5_000, "epochs": 2, "total": 100}
+    arms = [("alone", 50, None), ("taught", 60, None), ("alone", 70, "sha256:1"), ("taught", 75, "sha256:1")]
+    rows = [experiment | {"arm": arm, "correct": correct, "weights": weights, "seed": 0} for arm, correct, weights in arms]
+    for order in (rows, rows[2:] + rows[:2]):
+        first, wide = results.pairs(pd.DataFrame(order))
+        expected = (50, 60) if order is rows else (70, 75)
+        assert (wide.loc[0, "alone"], wide.loc[0, "taught"]) == expected
+        assert first["correct"] == order[0]["correct"]
+
+
 def test_lineage_names_the_teacher_of_the_rows_and_what_became_of_it(folder):
     results.append("teacher", {"model": "vgg19", "correct": 9_228, "total": 10_000}, {"model": "resnet50", "correct": 1, "total": 10_000})
     runs = pd.DataFrame({"teacher_correct": [9_228, None, 9_228], "total": 10_000})
