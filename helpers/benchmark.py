@@ -47,6 +47,7 @@ EPOCHS = {
     "orders": {"quick": 2, "full": 30},
     "peers": {"quick": 2, "full": 30},
 }
+PAIR = ("alone", "smoothed", "taught")
 ARMS = ("dense-0", "gradual-0.9", "gradual-0.95", "gradual-0.98", "one-shot-0.9", "one-shot-0.95", "one-shot-0.98")
 
 
@@ -129,14 +130,18 @@ def _least_sure(model: nn.Module, data: Data, seed: int, hard: int = 24_000, oth
 
 
 def distillation(arguments: argparse.Namespace) -> None:
-    """Train the student alone and taught, per seed, from the same start; append rows to data/results/distillation.csv.
+    """Train the student alone, with smoothed labels, and taught, per seed, from one start; append to data/results/distillation.csv.
 
+    Smoothed labels are soft targets without a teacher: what they give is no knowledge of his (Yuan 2020, section 3).
     ``--start vgg19_rank6`` lets that file of data/checkpoints teach instead of the teacher it was made from.
     """
     for seed in arguments.seeds:
         data = load_data(arguments.data, train_limit=arguments.train_limit, seed=seed)
-        for arm, temperature, alpha in (("alone", 1.0, 0.0), ("taught", 4.0, 0.9)):
+        for arm in arguments.arms:
+            temperature, alpha = (4.0, 0.9) if arm == "taught" else (1.0, 0.0)
             row = _student_row(arguments, "distillation", data, temperature, alpha) | {"arm": arm}
+            if arm == "smoothed":
+                row["label_smoothing"] = 0.1
             if results.finished("distillation", row | {"seed": seed}):
                 continue
             student = _train_student(row, data, seed)
@@ -176,9 +181,11 @@ def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     teacher = TEACHER.with_name(f"{row['teacher']}.safetensors")
     loss = DistillationLoss(models.load(teacher), temperature, alpha) if alpha > 0 else None
     settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}-{row['weights'].removeprefix('sha256:')}"
-    checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}.safetensors"
+    smoothing = row.get("label_smoothing", 0.0)
+    checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}{'-smoothed' if smoothing else ''}.safetensors"
     batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
-    fit(student, _glance(data), epochs=row["epochs"], batch_size=batch_size, loss=loss, seed=seed, checkpoint=checkpoint)
+    options = {"batch_size": batch_size, "loss": loss, "label_smoothing": smoothing, "seed": seed, "checkpoint": checkpoint}
+    fit(student, _glance(data), epochs=row["epochs"], **options)
     return student
 
 
@@ -709,6 +716,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--compile", action="store_true", help="teacher: torch.compile; paid on a CPU with tile units (AMX)")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
+    line.add_argument("--arms", nargs="+", choices=PAIR, default=list(PAIR), metavar="ARM", help=f"distillation: some of {', '.join(PAIR)}")
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")
     line.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")

@@ -29,7 +29,7 @@ def small(tmp_path, monkeypatch):
     return argparse.Namespace(
         seeds=[0], epochs=1, end=0.5, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
         only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None, cutout=0, compile=False,
+        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None, cutout=0, compile=False, arms=["alone", "taught"],
     )  # fmt: skip
 
 
@@ -134,6 +134,18 @@ def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
     taught, alone = (rows[rows["arm"] == arm]["correct"] for arm in ("taught", "alone"))
     assert taught.nunique() == 1  # the same teacher by another name
     assert alone.nunique() == 1
+
+
+def test_smoothed_labels_are_an_arm_of_their_own(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark, "fit", lambda model, data, **recipe: seen.append(recipe))
+    benchmark.distillation(argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.PAIR)}))
+    assert [(recipe["loss"] is None, recipe["label_smoothing"]) for recipe in seen] == [(True, 0), (True, 0.1), (False, 0)]
+    assert len({recipe["checkpoint"] for recipe in seen}) == 3
+    rows = results.read("distillation")
+    assert rows["arm"].tolist() == ["alone", "smoothed", "taught"]
+    assert rows["label_smoothing"].fillna(0).tolist() == [0, 0.1, 0]
+    assert rows["weights"].nunique() == 1
 
 
 def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
