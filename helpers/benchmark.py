@@ -47,7 +47,7 @@ EPOCHS = {
     "orders": {"quick": 2, "full": 30},
     "peers": {"quick": 2, "full": 30},
 }
-PAIR = ("alone", "smoothed", "taught")
+TRIAL = ("alone", "smoothed", "taught")
 ARMS = ("dense-0", "gradual-0.9", "gradual-0.95", "gradual-0.98", "one-shot-0.9", "one-shot-0.95", "one-shot-0.98")
 
 
@@ -106,7 +106,8 @@ def teacher(arguments: argparse.Namespace) -> None:
         history.round(5).to_csv(part, index=False)
     models.save(model, TEACHER, torch.float16)
     accuracy = evaluate(models.load(TEACHER), data.test)
-    results.append("teacher", row | {"correct": accuracy.correct, "total": accuracy.total} | results.provenance(seed))
+    row |= {"correct": accuracy.correct, "total": accuracy.total, "weights": _digest()}
+    results.append("teacher", row | results.provenance(seed))
     print(f"{arguments.model} on the test split: {accuracy}")
 
 
@@ -171,7 +172,8 @@ def distillation_grid(arguments: argparse.Namespace) -> None:
 
 def _student_row(arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float) -> dict:
     names = {"student": arguments.student, "teacher": arguments.start or arguments.model, "data": data.name}
-    names["weights"] = _digest(TEACHER.with_name(f"{names['teacher']}.safetensors"))
+    if alpha > 0:
+        names["weights"] = _digest(TEACHER.with_name(f"{names['teacher']}.safetensors"))
     return names | {"train_pictures": len(data.train), "epochs": _epochs(arguments, command), "temperature": temperature, "alpha": alpha}
 
 
@@ -180,7 +182,7 @@ def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     student, temperature, alpha = models.build(row["student"]), row["temperature"], row["alpha"]
     teacher = TEACHER.with_name(f"{row['teacher']}.safetensors")
     loss = DistillationLoss(models.load(teacher), temperature, alpha) if alpha > 0 else None
-    settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}-{row['weights'].removeprefix('sha256:')}"
+    settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}-{row.get('weights', '').removeprefix('sha256:')}"
     smoothing = row.get("label_smoothing", 0.0)
     checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}{'-smoothed' if smoothing else ''}.safetensors"
     batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
@@ -536,7 +538,7 @@ def _counts(network: nn.Module, split: Split) -> dict[str, int]:
 
 def _digest(path: Path | None = None) -> str:
     """Return which teacher (or other file) a row stands on: the first digits of the SHA-256 in its file."""
-    return "sha256:" + models.read_safetensors(path or TEACHER)[0]["sha256"][:10]
+    return models.fingerprint(path or TEACHER)
 
 
 def _glance(data: Data) -> Data:
@@ -716,7 +718,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--compile", action="store_true", help="teacher: torch.compile; paid on a CPU with tile units (AMX)")
     line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
     line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
-    line.add_argument("--arms", nargs="+", choices=PAIR, default=list(PAIR), metavar="ARM", help=f"distillation: some of {', '.join(PAIR)}")
+    line.add_argument(
+        "--arms", nargs="+", choices=TRIAL, default=list(TRIAL), metavar="ARM", help=f"distillation: some of {', '.join(TRIAL)}"
+    )
     line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")
     line.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
     line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")

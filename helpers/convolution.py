@@ -2,7 +2,8 @@
 
 Such a unit multiplies 16 rows at a time, and PyTorch's CPU library (oneDNN) gives it the pixels of one row of a map. VGG-19's last
 eight layers see maps of 4 x 4 and 2 x 2 pixels, so most of every tile stays empty. Written as one product over the pixels of all
-pictures (im2col; Chellapilla 2006, section 2), every tile is full. Same numbers, up to the order in which they are added.
+pictures (im2col; Chellapilla 2006, section 2), every tile is full. Same outputs, up to the order in which they are added. (In bfloat16 the
+gradient of the pictures is a little coarser: it is a sum over the kernel's pixels, of numbers that are rounded first.)
 """
 
 from __future__ import annotations
@@ -62,25 +63,32 @@ def convolve(
     seen = [  # what the kernel's pixel (y, x) meets, at every place where the kernel is laid
         padded[:, y : y + rows * down : down, x : x + columns * across : across] for y in range(kernel[0]) for x in range(kernel[1])
     ]
-    patches = torch.cat(seen, dim=-1).reshape(count * rows * columns, -1)
+    patches = torch.cat(seen, dim=-1).reshape(-1, channels * kernel[0] * kernel[1])
     product = F.linear(patches, weight.permute(0, 2, 3, 1).reshape(outputs, -1), bias)
     return product.view(count, rows, columns, outputs).permute(0, 3, 1, 2)
 
 
 class SmallMaps(TorchFunctionMode):
-    """For the block: convolutions to maps of at most ``WIDEST`` pixels a row are matrix products in bfloat16."""
+    """For the block: where autocast computes in bfloat16, convolutions to maps of at most ``WIDEST`` pixels a row are products."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Take a convolution over where its map is small; let everything else through."""
-        if function is torch.conv2d and not kwargs and _small(*args):
+        if function is torch.conv2d and not kwargs and _autocasts(args[0]) and _small(*args):
             images, weight, bias, *place = args[:5]
-            return convolve(images.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *map(tuple, place))
+            return convolve(images.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *place)
         return function(*args, **(kwargs or {}))
+
+
+def _autocasts(images: Tensor) -> bool:
+    """Whether autocast would compute with these in bfloat16."""
+    enabled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return enabled and images.dtype in (torch.float32, torch.bfloat16)
 
 
 def _small(images: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
     """Whether ``SmallMaps`` takes this convolution: one as ``nn.Conv2d`` calls it, with pairs of numbers."""
-    if groups != 1 or images.ndim != 4 or not all(isinstance(pair, tuple) for pair in (stride, padding)) or tuple(dilation) != (1, 1):
+    pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in (stride, padding))
+    if not pairs or groups != 1 or images.ndim != 4 or dilation not in (1, (1, 1)):
         return False
     return (images.shape[3] + 2 * padding[1] - weight.shape[3]) // stride[1] < WIDEST
 

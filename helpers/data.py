@@ -235,20 +235,30 @@ def cutout(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
         size: side of the square, in pixels; its middle is anywhere in the picture, so that it may hang over the border.
 
     Returns:
-        A new tensor of the same shape and type.
+        A new tensor of the same shape and type, channels last.
     """
     if checks.instance("images", images, Tensor).ndim != 4:
         raise ValueError(f"images must be B x C x H x W, got {tuple(images.shape)}")
     checks.instance("generator", generator, torch.Generator)
-    count, _, height, width = images.shape
-    checks.integer("size", size, 0, min(height, width))
+    checks.integer("size", size, 0, min(images.shape[2:]))
+    return _hide(images, _holes(images, generator, size))
 
-    def hidden(length: int) -> Tensor:
+
+def _holes(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """Draw a square for each picture: B x 1 x H x W, true inside."""
+    count, _, *sides = images.shape
+
+    def inside(length: int) -> Tensor:
         first = torch.randint(length, (count, 1), generator=generator, device=images.device) - size // 2
         position = torch.arange(length, device=images.device)
         return (position >= first) & (position < first + size)
 
-    return images.masked_fill((hidden(height)[:, :, None] & hidden(width)[:, None, :])[:, None], 0)
+    rows, columns = (inside(side) for side in sides)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _hide(images: Tensor, holes: Tensor) -> Tensor:
+    return images.masked_fill(holes, 0).contiguous(memory_format=torch.channels_last)
 
 
 def batches(
@@ -257,7 +267,7 @@ def batches(
     *,
     generator: torch.Generator | None = None,
     augmented: bool = False,
-    hidden: int = 0,
+    hole: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -269,7 +279,7 @@ def batches(
         generator: shuffles, and drops the last incomplete batch (so that every step weighs the same).
             None: in order, all of it.
         augmented: random shift and mirroring; needs ``generator``.
-        hidden: side of the square that ``cutout`` hides, in pixels; needs ``generator``. 0: nothing is hidden.
+        hole: side of the square that ``cutout`` hides, in pixels; needs ``generator``. 0: nothing is hidden.
         rank: which of ``world`` equal shares of each batch to yield (one process each in distributed training).
         world: number of processes.
 
@@ -279,8 +289,8 @@ def batches(
     checks.instance("split", split, Split)
     checks.integer("batch_size", batch_size, 1)
     checks.integer("rank", rank, 0, checks.integer("world", world, 1) - 1)
-    checks.integer("hidden", hidden, 0, min(split.images.shape[2:]))
-    if generator is not None or augmented or hidden:
+    checks.integer("hole", hole, 0, min(split.images.shape[2:]))
+    if generator is not None or augmented or hole:
         checks.instance("generator", generator, torch.Generator)
     device = split.labels.device
     if generator is None:
@@ -294,10 +304,10 @@ def batches(
         images = split.images[index]
         if augmented:
             images = augment(images, generator, mirror=split.mirror)
-        images = normalize(images, split)
-        if hidden:
-            images = cutout(images, generator, hidden)
-        yield images[rank::world], split.labels[index[rank::world]]
+        own = normalize(images[rank::world], split)
+        if hole:  # drawn for all, so that the processes agree
+            own = _hide(own, _holes(images, generator, hole)[rank::world])
+        yield own, split.labels[index[rank::world]]
 
 
 # -- where the pictures come from ------------------------------------------------------------------------------------

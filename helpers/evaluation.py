@@ -112,6 +112,8 @@ def has_bf16(device_type: str = "cpu") -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Return the context that computes in "fp32", "bf16" or "auto" on ``device``; small maps go to tile units where there are some.
 
+    It serves for one ``with``; ask for another for the next.
+
     Raises:
         ValueError: another precision.
     """

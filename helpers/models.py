@@ -351,6 +351,19 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             raise OSError(str(error)) from error
 
 
+def fingerprint(path: str | os.PathLike) -> str:
+    """Say which weights a file of ``save`` holds: "sha256:" and the first ten digits of the checksum in it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not one of ours.
+    """
+    path = checks.path("path", path)
+    found = read_safetensors(path)[0].get("sha256")
+    if not found:
+        raise CheckpointError(f"{path} holds no checksum: it was not written by models.save. {_WAY_OUT}")
+    return f"sha256:{found[:10]}"
+
+
 def digest(tensors: dict[str, Tensor], text: str = "") -> str:
     """Return the SHA-256 of ``text`` and of every tensor with its name, in hexadecimal."""
     sha = hashlib.sha256(text.encode())

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from filelock import FileLock
 
-from helpers import checks
+from helpers import checks, models
 from helpers.data import HOME
 from helpers.evaluation import Accuracy
 
@@ -35,6 +35,7 @@ CLAIMED = {  # times smaller, points of accuracy lost, times faster: what is usu
     "ResNet-50 student": (8.0, 1.3, 5.9),
     "ResNet-50 pruned": (6.7, 0.9, 3.5),
 }
+EXPERIMENT = ["student", "teacher", "data", "train_pictures", "epochs"]  # what rows of one experiment with students share
 STUDENTS = {"tiny_convnet": "distilled TinyConvNet", "micro_convnet": "distilled MicroConvNet"}
 TEACHER_BYTES = 4 * 20_040_522  # VGG-19 for CIFAR-10, in single precision
 MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
@@ -152,40 +153,87 @@ def lineage(runs: pd.DataFrame) -> str:
     """Say which teacher the rows started from, by its accuracy on the test split, and whether it has been trained on since.
 
     Args:
-        runs: rows with the columns teacher_correct and total; those without a value are passed over.
+        runs: rows with the columns weights (of the teacher), teacher_correct and total; those without weights are passed over.
 
     Returns:
         For example "92.3% (9,228 of 10,000; 91.7 to 92.8), since then trained on to 93.2% (9,320 of 10,000; 92.7 to 93.7)".
     """
-    lacking = not {"teacher_correct", "total"} <= set(checks.instance("runs", runs, pd.DataFrame))
-    if lacking or runs["teacher_correct"].isna().all():
-        raise ValueError(
-            f"runs must have rows with teacher_correct and total, got {len(runs)} with the columns {', '.join(map(str, runs))}"
-        )
-    starts = runs.dropna(subset=["teacher_correct"]).drop_duplicates("teacher_correct")
-    latest = accuracy(read("teacher").query("model == 'vgg19'").iloc[-1])
-    said = [accuracy(run, "teacher_correct") for _, run in starts.iterrows()]
-    return " or ".join(str(start) if start == latest else f"{start}, since then trained on to {latest}" for start in said)
+    columns = ["weights", "teacher_correct", "total"]
+    if not set(columns) <= set(checks.instance("runs", runs, pd.DataFrame)) or runs[columns].dropna().empty:
+        raise ValueError(f"runs must have rows with {', '.join(columns)}, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+    now, latest = _teacher()
+    said = []
+    for weights, same in runs.dropna(subset=columns).groupby("weights", sort=False):
+        start = accuracy(same.iloc[-1], "teacher_correct")
+        said.append(f"{start}, since then trained on to {latest}" if now not in ("", weights) else str(start))
+    return " or ".join(said)
+
+
+def _teacher() -> tuple[str, Accuracy | None]:
+    """Return which weights the teacher beside these results holds now, and its latest accuracy; "" and None where there is none."""
+    file = RESULTS.parent / "checkpoints" / "vgg19.safetensors"
+    rows = read("teacher").query("model == 'vgg19'") if (RESULTS / "teacher.csv").exists() else ()
+    return (models.fingerprint(file), accuracy(rows.iloc[-1])) if len(rows) and file.exists() else ("", None)
 
 
 def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
     """Return the largest experiment of distillation.csv: its settings, and the percentages of its complete pairs.
 
     Args:
-        runs: what ``read("distillation")`` gave.
+        runs: what ``read("distillation")`` gave. Of equally large experiments the last counts.
 
     Returns:
-        A row with the settings, and a table with a row per seed and the columns alone and taught, in percent.
+        A row with the settings, and a table with a row per seed and the columns alone and taught, in percent, and smoothed where
+        every seed has that arm, too.
     """
-    settings = ["student", "teacher", "data", "train_pictures", "epochs"]
-    if checks.instance("runs", runs, pd.DataFrame).empty or not {*settings, "seed", "arm", "correct", "total"} <= set(runs):
+    if checks.instance("runs", runs, pd.DataFrame).empty or not {*EXPERIMENT, "seed", "arm", "correct", "total"} <= set(runs):
         raise ValueError(f"runs must be rows of distillation.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
-    if "weights" in runs:  # of the teacher; the first rows did not say them
-        runs, settings = runs.fillna({"weights": ""}), [*settings, "weights"]
-    row = runs.loc[(runs["train_pictures"] * runs["epochs"]).idxmax()]
+    found = _experiments(runs)
+    if not found:
+        raise ValueError(f"runs must hold a seed with both arms, alone and taught, got {len(runs)} rows without")
+    return max(reversed(found), key=lambda one: one[0]["train_pictures"] * one[0]["epochs"])  # max takes the first of equals
+
+
+def _experiments(runs: pd.DataFrame) -> list[tuple[pd.Series, pd.DataFrame]]:
+    """Return each experiment that has a complete pair, as ``pairs`` describes it."""
+    found = []
+    for _, same in runs.groupby(EXPERIMENT, sort=False):
+        same = _of_the_last_teacher(same, same["arm"] == "taught")
+        counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last")
+        counts = counts.reindex(columns=["alone", "taught", "smoothed"]).dropna(subset=["alone", "taught"]).dropna(axis="columns")
+        if len(counts):
+            found.append((same.iloc[-1], 100 * counts / same.iloc[-1]["total"]))
+    return found
+
+
+def _of_the_last_teacher(runs: pd.DataFrame, taught: pd.Series) -> pd.DataFrame:
+    """Leave out the taught rows whose teacher had other weights than that of the last one."""
+    if "weights" not in runs or not taught.any():
+        return runs
+    weights = runs["weights"].fillna("")
+    return runs[~taught | (weights == weights[taught].iloc[-1])]
+
+
+def grid(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame, pd.Series | None]:
+    """Return the last experiment of distillation_grid.csv.
+
+    Args:
+        runs: what ``read("distillation_grid")`` gave.
+
+    Returns:
+        A row with the settings; a table of the right answers, a row per alpha, a column per temperature; and the row of the student
+        alone (alpha 0), or None.
+    """
+    settings = [*EXPERIMENT, "seed"]
+    needed = {*settings, "temperature", "alpha", "correct", "total"}
+    if checks.instance("runs", runs, pd.DataFrame).empty or not needed <= set(runs):
+        raise ValueError(f"runs must be rows of distillation_grid.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+    row = runs.iloc[-1]
     same = runs[(runs[settings] == row[settings]).all(axis=1)]
-    counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last").reindex(columns=["alone", "taught"])
-    return row, 100 * counts.dropna() / row["total"]
+    same = _of_the_last_teacher(same, same["alpha"] > 0)
+    taught, alone = same[same["alpha"] > 0], same[same["alpha"] == 0]
+    table = taught.pivot_table(index="alpha", columns="temperature", values="correct", aggfunc="last")
+    return row, table, alone.iloc[-1] if len(alone) else None
 
 
 def series_table() -> pd.DataFrame:
@@ -196,9 +244,10 @@ def series_table() -> pd.DataFrame:
 
     Returns:
         A row per model: model, times smaller, against 575 MB (the same file against torchvision's VGG-19 for ImageNet), accuracy (of
-        the test split), points (against the teacher), times faster, usually claimed.
+        the test split), points (against the teacher it was made from or taught by), times faster, usually claimed; in ``attrs`` the
+        ``lineage`` of those whose rows say it.
     """
-    rows = []
+    rows, used = [], []
 
     def add(name: str, smaller: float, run: pd.Series, key: str, faster: float, claim: str = "") -> None:
         after, before = accuracy(run, key), accuracy(run, "teacher_correct")
@@ -206,6 +255,7 @@ def series_table() -> pd.DataFrame:
         row = {"model": name, "times smaller": smaller, "against 575 MB": smaller * IMAGENET_VGG19_BYTES / TEACHER_BYTES}
         row |= {"accuracy": f"{100 * float(after):.1f}% ({after.correct:,} of {after.total:,})", "points": points, "times faster": faster}
         rows.append(row | {"usually claimed": claimed(claim)})
+        used.append(run)
 
     def claimed(name: str) -> str:
         return "{:g} x, -{:g} points, {:g} x".format(*CLAIMED[name]) if name else ""
@@ -214,7 +264,9 @@ def series_table() -> pd.DataFrame:
         return run["teacher_latency_ms_1_threads"] / run[f"{who}latency_ms_1_threads"]
 
     if (RESULTS / "pruning.csv").exists():
-        gradual = read("pruning").query("method == 'gradual'").sort_values(["sparsity", "epochs"]).groupby("sparsity").tail(1)
+        gradual = (
+            read("pruning").query("method == 'gradual'").sort_values(["sparsity", "epochs"], kind="stable").groupby("sparsity").tail(1)
+        )
         for _, run in gradual.iterrows():
             add(f"pruned, {run['sparsity']:.0%} zeros", run["teacher_bytes"] / run["bytes"], run, "correct", speed(run), "pruned")
     if (RESULTS / "shipped.csv").exists():
@@ -242,7 +294,10 @@ def series_table() -> pd.DataFrame:
             add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
     for name in ("ResNet-50 student", "ResNet-50 pruned"):
         rows.append({"model": name, "accuracy": "", "usually claimed": claimed(name)})
-    return pd.DataFrame(rows)
+    table, starts = pd.DataFrame(rows), pd.DataFrame(used)
+    if "weights" in starts and starts["weights"].notna().any():
+        table.attrs["lineage"] = lineage(starts)
+    return table
 
 
 def _table_lines() -> list[str]:
@@ -253,6 +308,8 @@ def _table_lines() -> list[str]:
     for _, row in table.iterrows():
         cells = ["" if pd.isna(row[name]) else formats.get(name, "{}").format(row[name]) for name in table.columns]
         lines.append("| " + " | ".join(cells) + " |")
+    if "lineage" in table.attrs:
+        lines += ["", f"The teacher that these networks were made from or taught by: {table.attrs['lineage']}. Points are against it."]
     return [*lines, ""]
 
 
@@ -269,7 +326,7 @@ def markdown() -> str:
             who = "**Teacher**, VGG-19" if model == "vgg19" else f"**Begun**, {model}"
             epochs += " epoch" if epochs == "1" else " epochs"
             lines.append(f"- {who} on CIFAR-10, {epochs} on {row['device']}: {accuracy(row)} on the test split.")
-    if (RESULTS / "distillation.csv").exists():
+    if (RESULTS / "distillation.csv").exists() and _experiments(read("distillation")):
         row, wide = pairs(read("distillation"))
         gains = wide["taught"] - wide["alone"]
         if len(gains) > 1:
@@ -279,14 +336,13 @@ def markdown() -> str:
                 f"reaches {wide['taught'].mean():.1f}% on the test split, {wide['alone'].mean():.1f}% alone: a mean gain of "
                 f"{gains.mean():.2f} points (standard error {gains.std() / len(gains) ** 0.5:.2f}, {len(gains)} seeds, in pairs)."
             )
+            if "smoothed" in wide:
+                lines[-1] += f" With smoothed labels instead of a teacher: {wide['smoothed'].mean():.1f}%."
             if gains.mean() <= 2 * gains.std() / len(gains) ** 0.5:
                 lines[-1] += " So short a training shows no gain; notebook 01 says what may be behind it."
     if (RESULTS / "students.csv").exists():
         lines += _student_lines(read("students"))
     lines += _table_lines()
-    earlier = _made_from()
-    if earlier:
-        lines += [f"Points are against the teacher that a network was made from or taught by: {earlier}.", ""]
     runs = _compressed("pruning", "Pruning", _pruned)
     runs += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
     runs += _compressed("low_rank", "Low rank", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
@@ -300,16 +356,6 @@ def markdown() -> str:
             f"in batches of {row['batch_size']:.0f}."
         )
     return "\n".join(lines)
-
-
-def _made_from() -> str:
-    """Return the ``lineage`` of the table's rows if it is not simply the latest teacher."""
-    found = [read(name) for name in ("pruning", "shipped", "combined", "students") if (RESULTS / f"{name}.csv").exists()]
-    found = [runs for runs in found if "teacher_correct" in runs]
-    if not found or not (RESULTS / "teacher.csv").exists():
-        return ""
-    said = lineage(pd.concat(found))
-    return said if "since then" in said else ""
 
 
 def _student_lines(runs: pd.DataFrame) -> list[str]:

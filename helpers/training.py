@@ -179,7 +179,7 @@ def fit(
         loss.to(device, memory_format=torch.channels_last)
     train, validation = data.train.to(device), data.validation.to(device)
     _check_logits(model, train)
-    optimizer = torch.optim.SGD(_parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(_parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0)
     wrapped, stepper = accelerator.prepare(model, optimizer)
     forward = torch.compile(wrapped) if compile else wrapped
     objective = loss or (lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing))
@@ -197,12 +197,13 @@ def fit(
 
     # 3. The loop.
     bar = tqdm(total=run.steps, initial=run.step, disable=not progress or not accelerator.is_main_process, leave=False)
-    shown = {"augmented": augment, "hidden": cutout}
     share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     while run.epoch < epochs:
         started, totals = time.perf_counter(), torch.zeros(3, device=device)
         model.train()
-        for images, labels in batches(train, batch_size, generator=_seeded(seed, run.epoch, device), **shown, **share):
+        for images, labels in batches(
+            train, batch_size, generator=_seeded(seed, run.epoch, device), augmented=augment, hole=cutout, **share
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(run.progress, lr, schedule, warmup)
             with autocast(device, precision):
@@ -335,7 +336,7 @@ def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict)
     try:
         record = json.loads(metadata["record"])
         found, history = record["settings"], [dict(row) for row in record["history"]]
-        dict(found)
+        found = {"cutout": 0, **found}  # files from before there was one go on
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of fit ({error}). Way out: delete it or name another file.") from error
     differing = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]

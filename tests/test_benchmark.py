@@ -139,7 +139,7 @@ def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
 def test_smoothed_labels_are_an_arm_of_their_own(small, monkeypatch):
     seen = []
     monkeypatch.setattr(benchmark, "fit", lambda model, data, **recipe: seen.append(recipe))
-    benchmark.distillation(argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.PAIR)}))
+    benchmark.distillation(argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.TRIAL)}))
     assert [(recipe["loss"] is None, recipe["label_smoothing"]) for recipe in seen] == [(True, 0), (True, 0.1), (False, 0)]
     assert len({recipe["checkpoint"] for recipe in seen}) == 3
     rows = results.read("distillation")

@@ -60,28 +60,91 @@ def test_only_small_maps_are_taken_over(monkeypatch):
     assert (tiled - plain).float().abs().max() < 0.02 * plain.float().abs().max()
 
 
-def test_what_nn_conv2d_does_otherwise_is_left_to_it(monkeypatch):
-    seen = counted(monkeypatch)
-    pictures = torch.randn(2, 4, 4, 4)
-    layers = [
+class Tiled:
+    """Autocast to bfloat16 with SmallMaps inside it."""
+
+    def __enter__(self):
+        self.contexts = [torch.autocast("cpu", torch.bfloat16), SmallMaps()]
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *error):
+        for context in reversed(self.contexts):
+            context.__exit__(*error)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
         nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2, padding=2), nn.Conv2d(4, 4, 3, padding="same"),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-    ]  # fmt: skip
-    for layer in layers[:3]:
+        nn.Conv2d(4, 4, 3, stride=(1,)), nn.Conv2d(4, 4, (3, 1), padding=(0, 2)),
+    ],
+    ids=["groups", "dilation", "same", "short stride", "six pixels wide"],
+)  # fmt: skip
+def test_what_it_does_not_know_is_left_to_pytorch(monkeypatch, layer):
+    seen, pictures = counted(monkeypatch), torch.randn(2, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
         expected = layer(pictures)
-        with SmallMaps():
-            assert torch.equal(layer(pictures), expected)
+    with Tiled():
+        assert torch.equal(layer(pictures), expected)
+        assert torch.equal(layer(pictures[0]), expected[0])  # one picture without a batch
     assert not seen
-    for layer in layers[3:]:  # padded first, then an ordinary convolution without padding
-        expected = layer(pictures)
-        with SmallMaps():
-            assert torch.allclose(layer(pictures).float(), expected, atol=0.05)
-    with SmallMaps():
-        layer = nn.Conv2d(4, 4, 3, padding=1)
-        assert layer(torch.randn(1, 4, 5, 5)).dtype == torch.float32  # 5 pixels a row: too wide
-        assert layer(torch.randn(4, 4, 4)).ndim == 3  # one picture without a batch
-        assert nn.functional.conv2d(pictures, layer.weight, padding=1).dtype == torch.float32  # called with names
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_padding_of_any_kind(monkeypatch, mode):
+    seen, pictures, layer = counted(monkeypatch), torch.randn(2, 4, 4, 4), nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)
+    with Tiled():
+        tiled = layer(pictures)
+    assert torch.allclose(tiled.float(), layer(pictures), atol=0.05)
+    assert len(seen) == 1
+
+
+def test_it_takes_conv2d_with_short_arguments_and_an_empty_batch(monkeypatch):
+    seen, weight = counted(monkeypatch), torch.randn(5, 4, 3, 3)
+    for count in (2, 0):
+        pictures = torch.randn(count, 4, 4, 4)
+        with Tiled():
+            answers = F.conv2d(pictures, weight, None, (1, 1), (1, 1))
+        assert answers.shape == (count, 5, 4, 4)
+        assert torch.allclose(answers.float(), F.conv2d(pictures, weight, None, 1, 1), atol=0.2)
     assert len(seen) == 2
+
+
+def test_only_what_autocast_would_compute_in_bfloat16(monkeypatch):
+    seen, pictures, layer = counted(monkeypatch), torch.randn(2, 4, 4, 4), nn.Conv2d(4, 4, 3, padding=1)
+    with SmallMaps():
+        assert layer(pictures).dtype == torch.float32  # no autocast at all
+    with Tiled(), torch.autocast("cpu", enabled=False):
+        assert layer(pictures).dtype == torch.float32  # a block that is kept out of it
+    with Tiled():
+        assert layer.double()(pictures.double()).dtype == torch.float64
+    assert not seen
+
+
+def test_gradients_in_bfloat16_are_pytorchs(monkeypatch):
+    torch.manual_seed(0)
+    pictures, layer = torch.randn(64, 32, 4, 4), nn.Conv2d(32, 48, 3, padding=1)
+    gradients, seen = [], counted(monkeypatch)
+    for context in (torch.autocast("cpu", torch.bfloat16), Tiled(), torch.autocast("cpu", enabled=False)):
+        layer.zero_grad()
+        own = pictures.clone().requires_grad_()
+        with context:
+            layer(own).float().square().sum().backward()
+        gradients.append([own.grad, layer.weight.grad.clone(), layer.bias.grad.clone()])
+    assert len(seen) == 1
+    for plain, tiled, exact in zip(*gradients, strict=True):
+        errors = [float((each - exact).norm() / exact.norm()) for each in (plain, tiled)]
+        assert errors[1] < max(3 * errors[0], 0.01)
+
+
+def test_a_compiled_network_is_one_graph_and_the_same(monkeypatch):
+    torch.manual_seed(0)
+    model = models.build("vgg19", width=0.125).eval()
+    pictures = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad(), Tiled():
+        assert torch.equal(compiled(pictures), model(pictures))
 
 
 @pytest.mark.parametrize(("tiles", "precision", "taken"), [(True, "bf16", 8), (True, "fp32", 0), (False, "bf16", 0)])
@@ -98,5 +161,10 @@ def test_products_are_for_bfloat16_on_tiles(monkeypatch, tiles, precision, taken
         assert not seen
 
 
-def test_only_cpus_have_tiles():
-    assert not convolution.has_tiles("cuda")
+@pytest.mark.parametrize(("text", "expected"), [("flags: avx512_bf16", False), ("flags: amx_bf16 amx_tile", True), (None, False)])
+def test_tiles_are_where_the_processor_says_so(text, expected, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(convolution, "Path", lambda _: tmp_path / "cpuinfo")  # missing, as on Windows and macOS, where text is None
+    assert convolution.has_tiles.__wrapped__("cpu") is expected
+    assert not convolution.has_tiles.__wrapped__("cuda")

@@ -102,11 +102,12 @@ def test_cutout_hides_one_square_of_every_picture_and_nothing_else():
 
 
 def test_batches_hide_what_cutout_hides(digits):
-    plain, hidden = (next(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), hidden=size)) for size in (0, 9))
+    plain, hidden = (next(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), hole=size)) for size in (0, 9))
     generator = torch.Generator().manual_seed(1)
     torch.randperm(len(digits.train), generator=generator)  # the order is drawn first
     assert torch.equal(hidden[0], cutout(plain[0], generator, 9))
     assert torch.equal(hidden[1], plain[1])
+    assert hidden[0].is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(hidden[0], plain[0])
 
 
@@ -122,12 +123,13 @@ def test_batches_in_order_and_shuffled(digits):
 
 def test_shares_of_two_processes_make_up_the_batch(digits):
     whole, first, second = (
-        list(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), augmented=True, hidden=8, **share))
+        list(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), augmented=True, hole=8, **share))
         for share in ({}, {"rank": 0, "world": 2}, {"rank": 1, "world": 2})
     )
     for (images, _), (even, _), (odd, _) in zip(whole, first, second, strict=True):
         assert torch.equal(images[0::2], even)
         assert torch.equal(images[1::2], odd)
+        assert even.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("arguments", [{"name": "mnist"}, {"name": 3}, {"train_limit": 0}, {"train_limit": 10**9}, {"seed": -1}])

@@ -5,7 +5,7 @@ import textwrap
 import pandas as pd
 import pytest
 
-from helpers import results
+from helpers import models, results
 from helpers.data import HOME
 
 
@@ -47,7 +47,7 @@ def test_two_processes_lose_no_row(folder):
     script = """
         import sys
         from pathlib import Path
-        from helpers import results
+        from helpers import models, results
         results.RESULTS = Path(sys.argv[1])
         for number in range(20):
             results.append("table", {"writer": sys.argv[2], "number": number})
@@ -120,31 +120,73 @@ def test_the_readme_section_is_made_from_the_files(folder, tmp_path):
     assert "old" not in text
 
 
-def test_pairs_of_two_teachers_of_one_name_are_kept_apart():
-    experiment = {"student": "s", "teacher": "v", "data": "d", "train_pictures": 5_000, "epochs": 2, "total": 100}
-    arms = [("alone", 50, None), ("taught", 60, None), ("alone", 70, "sha256:1"), ("taught", 75, "sha256:1")]
-    rows = [experiment | {"arm": arm, "correct": correct, "weights": weights, "seed": 0} for arm, correct, weights in arms]
-    for order in (rows, rows[2:] + rows[:2]):
-        first, wide = results.pairs(pd.DataFrame(order))
-        expected = (50, 60) if order is rows else (70, 75)
-        assert (wide.loc[0, "alone"], wide.loc[0, "taught"]) == expected
-        assert first["correct"] == order[0]["correct"]
+def experiment(*rows, **changed):
+    """Return rows of (arm, correct, weights, seed) of one experiment."""
+    shared = {"student": "s", "teacher": "v", "data": "d", "train_pictures": 5_000, "epochs": 2, "total": 100} | changed
+    return [shared | {"arm": arm, "correct": correct, "weights": weights, "seed": seed} for arm, correct, weights, seed in rows]
 
 
-def test_lineage_names_the_teacher_of_the_rows_and_what_became_of_it(folder):
-    results.append("teacher", {"model": "vgg19", "correct": 9_228, "total": 10_000}, {"model": "resnet50", "correct": 1, "total": 10_000})
-    runs = pd.DataFrame({"teacher_correct": [9_228, None, 9_228], "total": 10_000})
-    first = "92.3% (9,228 of 10,000; 91.7 to 92.8)"
+def test_pairs_take_the_last_teacher_of_a_name_and_the_last_of_equal_experiments():
+    rows = experiment(("alone", 50, None, 0), ("taught", 60, None, 0), ("taught", 75, "sha256:1", 0))
+    assert results.pairs(pd.DataFrame(rows[:2]))[1].loc[0].tolist() == [50, 60]
+    row, wide = results.pairs(pd.DataFrame(rows))
+    assert wide.loc[0].tolist() == [50, 75]  # alone needs no teacher, and is not trained again for another
+    assert row["weights"] == "sha256:1"
+    equal = experiment(("alone", 10, None, 0), ("taught", 20, None, 0), student="t")
+    assert results.pairs(pd.DataFrame(rows + equal))[0]["student"] == "t"
+    larger = experiment(("smoothed", 1, None, 0), epochs=9)  # no pair yet
+    assert results.pairs(pd.DataFrame(rows + larger))[1].loc[0].tolist() == [50, 75]
+    with pytest.raises(ValueError, match="runs must hold a seed with both arms"):
+        results.pairs(pd.DataFrame(larger))
+
+
+def test_pairs_hold_the_smoothed_arm_where_every_seed_has_it():
+    rows = experiment(*((arm, correct + seed, None, seed) for seed in (0, 1) for arm, correct in (("alone", 50), ("taught", 60))))
+    smoothed = experiment(("smoothed", 55, None, 0), ("smoothed", 57, None, 1))
+    assert list(results.pairs(pd.DataFrame(rows + smoothed[:1]))[1]) == ["alone", "taught"]
+    assert results.pairs(pd.DataFrame(rows + smoothed))[1]["smoothed"].tolist() == [55, 57]
+
+
+def test_the_grid_is_the_last_experiment_with_the_student_alone_apart():
+    def cell(temperature, alpha, correct, weights=None, **changed):
+        (row,) = experiment(("", correct, weights, 0), **changed)
+        return row | {"temperature": temperature, "alpha": alpha}
+
+    old = [cell(temperature, alpha, 1) for temperature in (1, 4) for alpha in (0.1, 0.9)]
+    row, table, alone = results.grid(pd.DataFrame(old))
+    assert (table == 1).all(axis=None)
+    assert alone is None
+    new = [cell(1, 0, 9, epochs=3), cell(1, 0.1, 2, "sha256:1", epochs=3), cell(1, 0.1, 5, "sha256:2", epochs=3)]
+    new += [cell(4, 0.1, 6, "sha256:2", epochs=3)]
+    row, table, alone = results.grid(pd.DataFrame(old + new))
+    assert (row["epochs"], alone["correct"]) == (3, 9)
+    assert table.loc[0.1].tolist() == [5, 6]
+    with pytest.raises(ValueError, match=r"runs must be rows of distillation_grid\.csv"):
+        results.grid(pd.DataFrame(old).drop(columns="alpha"))
+
+
+def test_lineage_names_the_teacher_of_the_rows_and_what_became_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    runs = pd.DataFrame({"weights": ["sha256:a", "sha256:a", None], "teacher_correct": [9_228, 9_228, None], "total": 10_000})
+    first, latest = "92.3% (9,228 of 10,000; 91.7 to 92.8)", "93.2% (9,320 of 10,000; 92.7 to 93.7)"
+    assert results.lineage(runs) == first  # where there is no teacher, it cannot have been trained on
+    results.append("teacher", {"model": "vgg19", "correct": 9_320, "total": 10_000}, {"model": "resnet50", "correct": 1, "total": 10_000})
     assert results.lineage(runs) == first
-    results.append("shipped", {"file": "vgg19", "teacher_correct": 9_228, "total": 10_000})
-    assert results._made_from() == ""
-    results.append("teacher", {"model": "vgg19", "correct": 9_320, "total": 10_000})
-    latest = "93.2% (9,320 of 10,000; 92.7 to 93.7)"
-    assert results.lineage(runs) == results._made_from() == f"{first}, since then trained on to {latest}"
-    runs.loc[3] = 9_320, 10_000
-    assert results.lineage(runs) == f"{first}, since then trained on to {latest} or {latest}"
-    with pytest.raises(ValueError, match="runs must have rows with teacher_correct"):
-        results.lineage(runs.drop(columns="teacher_correct"))
+    (tmp_path / "checkpoints").mkdir()
+    file = models.save(models.build("micro_convnet", width=0.25), tmp_path / "checkpoints" / "vgg19.safetensors")
+    assert results.lineage(runs) == f"{first}, since then trained on to {latest}"
+    runs.loc[2] = models.fingerprint(file), 9_319, 10_000  # one picture off: measured on another machine
+    assert results.lineage(runs) == f"{first}, since then trained on to {latest} or {latest.replace('9,320', '9,319')}"
+    with pytest.raises(ValueError, match="runs must have rows with weights"):
+        results.lineage(runs.drop(columns="weights"))
+
+
+def test_the_table_says_what_its_own_rows_stand_on(folder):
+    sizes = {f"{key}{name}": 1.0 for key in ("", "teacher_", "int8_") for name in ("onnx_bytes", "zip_bytes", "latency_ms_1_threads")}
+    row = sizes | {"point": "lossless", "seed": 0, "correct": 90, "int8_correct": 90, "total": 100}
+    results.append("combined", row | {"weights": "sha256:a", "teacher_correct": 91}, row | {"weights": "sha256:b", "teacher_correct": 95})
+    assert results.series_table().attrs["lineage"] == "95.0% (95 of 100; 88.8 to 97.8)"  # the earlier row is superseded
+    assert "made from or taught by: 95.0% (95 of 100; 88.8 to 97.8). Points are against it." in results.markdown()
 
 
 def test_students_stand_in_the_table_taught_and_in_the_list_with_their_twin(folder):

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import subprocess
@@ -60,6 +61,32 @@ def test_same_seed_same_bits_other_seed_other_weights(few):
         runs.append(model)
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def test_cutout_hides_and_checkpoints_from_before_it_go_on(few, tmp_path):
+    runs = {}
+    for cutout in (0, 8):
+        runs[cutout] = small()
+        fit(runs[cutout], few, epochs=2, batch_size=64, cutout=cutout, progress=False)
+    assert not same(runs[0], runs[8])
+    half, path = small(), tmp_path / "run.safetensors"
+
+    class Stop(Callback):
+        def on_step(self, run):
+            if run.epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(half, few, epochs=2, batch_size=64, callbacks=[Stop()], checkpoint=path, progress=False)
+    metadata, tensors = models.read_safetensors(path)
+    record = json.loads(metadata["record"])
+    del record["settings"]["cutout"]
+    text = json.dumps(record)
+    models.write_safetensors(path, tensors, metadata | {"record": text, "sha256": models.digest(tensors, text)})
+    fit(half, few, epochs=2, batch_size=64, checkpoint=path, progress=False)
+    assert same(half, runs[0])
+    with pytest.raises(ValueError, match=r"cutout 0 \(now 8\)"):
+        fit(small(), few, epochs=2, batch_size=64, cutout=8, checkpoint=path, progress=False)
 
 
 def test_label_smoothing_and_a_loss_of_ones_own(few):

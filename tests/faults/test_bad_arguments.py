@@ -166,10 +166,11 @@ class Good:
         self.use = business.UseCase(**dict.fromkeys((field.name for field in fields(business.UseCase)), 1.0))
         columns = ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")
         measured = {f"{key}{column}": [1.0] for key in ("", "teacher_", "int8_") for column in columns}
-        self.runs = pd.DataFrame(measured | {"seed": 0, "point": "combined", "total": 2, "file": "vgg19"})
+        self.runs = pd.DataFrame(measured | {"weights": "sha256:0", "seed": 0, "point": "combined", "total": 2, "file": "vgg19"})
         self.formats = pd.DataFrame({"file": ["vgg19"], "format": "ONNX", "peak_mb": 2.0, "baseline_mb": 1.0})
         settings = dict.fromkeys(("student", "teacher", "data"), "a") | {"train_pictures": 1, "epochs": 1, "total": 2}
         self.pairs = pd.DataFrame([settings | {"seed": 0, "arm": arm, "correct": 1} for arm in ("alone", "taught")])
+        self.grid = pd.DataFrame([settings | {"seed": 0, "correct": 1, "temperature": 1.0, "alpha": 0.5}])
         scores = {"accuracy": [0.5, 0.6], "bytes": 1e6, "threshold": 0.1, "parameters": 1e6, "macs": 1e6, "ranks": [{"a": 1}, {"a": 2}]}
         self.swept = {name: pd.DataFrame({name: steps, **scores}) for name, steps in STEPS.items()}
         self.lesson = series.Lesson("quick", self.data)
@@ -234,7 +235,7 @@ CASES = [
     }),
     (data.batches, {"split": good.split, "batch_size": 5}, {
         "split": instance(), "batch_size": integer(1), "generator": instance(none=True), "rank": integer(0, 0), "world": integer(1),
-        "hidden": integer(0, 32),
+        "hole": integer(0, 32),
     }),
     (models.build, {"name": "tiny_convnet", "width": 0.1}, {
         "name": choice(), "num_classes": integer(1, 10**6), "width": number(0, 16, open_low=True),
@@ -440,7 +441,9 @@ CASES = [
             {"correct": 1}, {"correct": math.nan, "total": 2}, {"correct": 1, "total": math.inf}, {"correct": "1", "total": 2},
         ))), "key": choice(),
     }),
-    (results.lineage, {"runs": good.runs}, {"runs": table("teacher_correct", "total")}),
+    (results.lineage, {"runs": good.runs}, {"runs": table("weights", "teacher_correct", "total")}),
+    (results.grid, {"runs": good.grid}, {"runs": table(*good.grid).plus(good.grid[:0])}),
+    (models.fingerprint, {"path": "x.safetensors"}, {"path": path()}),
     (results.pairs, {"runs": good.pairs}, {"runs": table(*good.pairs).plus(good.pairs[:0])}),
     (results.write_readme, {"path": "page.md"}, {"path": path().plus("table.csv")}),
     (widgets.temperature_figure, PICTURE | {"temperature": 2.0}, {
@@ -692,7 +695,7 @@ RIGHT = [(call, right) for call, right, _ in CASES if getattr(call, "__func__", 
 def test_the_right_arguments_are_right(call, right, tmp_path):
     """Otherwise the tests above would prove nothing."""
     (tmp_path / "page.md").write_text("\n".join(results.MARKS))
-    if call is models.load:
+    if call in (models.load, models.fingerprint):
         models.save(good.model, tmp_path / "x.safetensors")
     options = {"repeats": 3} if call in (profiling.compare, profiling.summarize) else {}
     run(call, right | options)
