@@ -197,13 +197,11 @@ def fit(
 
     # 3. The loop.
     bar = tqdm(total=run.steps, initial=run.step, disable=not progress or not accelerator.is_main_process, leave=False)
-    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    views = {"augmented": augment, "hole": cutout, "rank": accelerator.process_index, "world": accelerator.num_processes}
     while run.epoch < epochs:
         started, totals = time.perf_counter(), torch.zeros(3, device=device)
         model.train()
-        for images, labels in batches(
-            train, batch_size, generator=_seeded(seed, run.epoch, device), augmented=augment, hole=cutout, **share
-        ):
+        for images, labels in batches(train, batch_size, generator=_seeded(seed, run.epoch, device), **views):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(run.progress, lr, schedule, warmup)
             with autocast(device, precision):
