@@ -159,8 +159,9 @@ def lineage(runs: pd.DataFrame) -> str:
         For example "92.3% (9,228 of 10,000; 91.7 to 92.8), since then trained on to 93.2% (9,320 of 10,000; 92.7 to 93.7)".
     """
     columns = ["weights", "teacher_correct", "total"]
-    if not set(columns) <= set(checks.instance("runs", runs, pd.DataFrame)) or runs[columns].dropna().empty:
-        raise ValueError(f"runs must have rows with {', '.join(columns)}, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+    lacking = [name for name in columns if name not in checks.instance("runs", runs, pd.DataFrame) or runs[name].isna().all()]
+    if lacking or runs[columns].dropna().empty:
+        raise ValueError(f"runs must have rows with {', '.join(columns)}, got {len(runs)} without {', '.join(lacking) or 'all three'}")
     now, latest = _teacher()
     said = []
     for weights, same in runs.dropna(subset=columns).groupby("weights", sort=False):
