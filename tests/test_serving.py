@@ -134,7 +134,9 @@ def test_whatever_pillow_raises_costs_nobody_else_the_answer(worker, some, monke
         damaged.append(bytes(file))
     for start in range(0, len(damaged), 30):
         answers, statuses = worker(good, *damaged[start : start + 30], good)
-        assert answers[0] == answers[-1] == worker(good)[0][0]
+        alone = worker(good)[0][0]
+        for answer in (answers[0], answers[-1]):  # a processor may round another size of batch in another way
+            assert answer == alone | {"probability": pytest.approx(alone["probability"], abs=1e-6)}
         assert {place for place, answer in enumerate(answers) if "error" in answer} == set(statuses) - {0}
         assert all(code in (400, 413) for code, _ in statuses.values())
         statuses.clear()
