@@ -48,7 +48,15 @@ EPOCHS = {
     "peers": {"quick": 2, "full": 30},
 }
 TRIAL = ("alone", "smoothed", "taught")
-ARMS = ("dense-0", "gradual-0.9", "gradual-0.95", "gradual-0.98", "one-shot-0.9", "one-shot-0.95", "one-shot-0.98")
+ARMS = (
+    "dense-0",
+    "gradual-0.9",
+    "gradual-0.95",
+    "gradual-0.98",
+    "one-shot-0.9",
+    "one-shot-0.95",
+    "one-shot-0.98",
+)
 
 
 def teacher(arguments: argparse.Namespace) -> None:
@@ -65,7 +73,13 @@ def teacher(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"--pixels is for networks that take any size; {arguments.model} halves its pictures five times, got {arguments.pixels}"
             )
-        data = replace(data, **{name: _resized(getattr(data, name), arguments.pixels) for name in ("train", "validation", "test")})
+        data = replace(
+            data,
+            **{
+                name: _resized(getattr(data, name), arguments.pixels)
+                for name in ("train", "validation", "test")
+            },
+        )
         row["pixels"] = arguments.pixels
     if arguments.cutout:
         row["cutout"] = arguments.cutout
@@ -84,7 +98,9 @@ def teacher(arguments: argparse.Namespace) -> None:
     checkpoint = WORK / f"{arguments.model}-{row['cycle']}-{row['epochs']}-{seed}.safetensors"
     if arguments.restart:
         before = checkpoint.with_name(f"{checkpoint.stem}-before.safetensors")
-        if not checkpoint.exists() and _writes():  # a killed run finds where it began, even if the teacher has been replaced since
+        if (
+            not checkpoint.exists() and _writes()
+        ):  # a killed run finds where it began, even if the teacher has been replaced since
             checks.writable(before)
             with checks.atomic_path(before) as part:
                 shutil.copyfile(TEACHER, part)
@@ -93,14 +109,24 @@ def teacher(arguments: argparse.Namespace) -> None:
         if arguments.train_limit is None:
             data = replace(data, train=_least_sure(model, data, seed))
     row["train_pictures"] = len(data.train)
-    history = fit(model, data, seed=seed, checkpoint=checkpoint, cutout=arguments.cutout, compile=arguments.compile, **recipe)
+    history = fit(
+        model,
+        data,
+        seed=seed,
+        checkpoint=checkpoint,
+        cutout=arguments.cutout,
+        compile=arguments.compile,
+        **recipe,
+    )
     if not _writes():
         return
     history.insert(0, "cycle", row["cycle"])
     table = TEACHER.with_name(f"{arguments.model}_history.csv")
     if arguments.restart:
         cycles = pd.read_csv(table)
-        history = pd.concat([cycles[cycles["cycle"] != row["cycle"]], history])  # a run killed after this line comes by again
+        history = pd.concat(
+            [cycles[cycles["cycle"] != row["cycle"]], history]
+        )  # a run killed after this line comes by again
     table.parent.mkdir(parents=True, exist_ok=True)
     with checks.atomic_path(table) as part:
         history.round(5).to_csv(part, index=False)
@@ -170,11 +196,18 @@ def distillation_grid(arguments: argparse.Namespace) -> None:
             print(f"T {temperature:g}, alpha {alpha:g}: {accuracy} of the validation split")
 
 
-def _student_row(arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float) -> dict:
+def _student_row(
+    arguments: argparse.Namespace, command: str, data: Data, temperature: float, alpha: float
+) -> dict:
     names = {"student": arguments.student, "teacher": arguments.start or arguments.model, "data": data.name}
     if alpha > 0:
         names["weights"] = _digest(TEACHER.with_name(f"{names['teacher']}.safetensors"))
-    return names | {"train_pictures": len(data.train), "epochs": _epochs(arguments, command), "temperature": temperature, "alpha": alpha}
+    return names | {
+        "train_pictures": len(data.train),
+        "epochs": _epochs(arguments, command),
+        "temperature": temperature,
+        "alpha": alpha,
+    }
 
 
 def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
@@ -184,9 +217,19 @@ def _train_student(row: dict, data: Data, seed: int) -> nn.Module:
     loss = DistillationLoss(models.load(teacher), temperature, alpha) if alpha > 0 else None
     settings = f"{len(data.train)}-{row['epochs']}-T{temperature:g}-a{alpha:g}-{seed}-{row.get('weights', '').removeprefix('sha256:')}"
     smoothing = row.get("label_smoothing", 0.0)
-    checkpoint = WORK / f"{row['student']}-{row['teacher']}-{settings}{'-smoothed' if smoothing else ''}.safetensors"
-    batch_size = 128 if len(data.train) >= 20_000 else 64  # few pictures need small batches to make enough steps
-    options = {"batch_size": batch_size, "loss": loss, "label_smoothing": smoothing, "seed": seed, "checkpoint": checkpoint}
+    checkpoint = (
+        WORK / f"{row['student']}-{row['teacher']}-{settings}{'-smoothed' if smoothing else ''}.safetensors"
+    )
+    batch_size = (
+        128 if len(data.train) >= 20_000 else 64
+    )  # few pictures need small batches to make enough steps
+    options = {
+        "batch_size": batch_size,
+        "loss": loss,
+        "label_smoothing": smoothing,
+        "seed": seed,
+        "checkpoint": checkpoint,
+    }
     fit(student, _glance(data), epochs=row["epochs"], **options)
     return student
 
@@ -197,10 +240,18 @@ def students(arguments: argparse.Namespace) -> None:
     The teacher is in the loss; ``--start vgg19_rank6`` lets that file of data/checkpoints teach instead: a compressed copy answers
     several times as fast. ``--alone`` trains on the labels only. ``--restart`` trains the student that is there for another cycle.
     """
-    data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "students")
+    data, epochs = (
+        load_data(arguments.data, train_limit=arguments.train_limit),
+        _epochs(arguments, "students"),
+    )
     for seed in arguments.seeds:
         taught_by = "nobody" if arguments.alone else arguments.start or arguments.model
-        row = {"student": arguments.student, "model": arguments.model, "data": data.name, "taught_by": taught_by}
+        row = {
+            "student": arguments.student,
+            "model": arguments.model,
+            "data": data.name,
+            "taught_by": taught_by,
+        }
         row |= {"epochs": epochs, "lr": 0.1, "train_pictures": len(data.train), "weights": _digest()}
         torch.manual_seed(seed)
         student = models.build(arguments.student)
@@ -217,8 +268,17 @@ def students(arguments: argparse.Namespace) -> None:
             continue
         student = models.load(models.save(student, WORK / f"{name}.safetensors", torch.float16))
         results.append("students", row | deployed(student, data) | results.provenance(seed))
-        if not arguments.alone and seed == 0 and len(data.train) == 45_000 and profiling.file_bytes(student, torch.float16) < 1e6:
-            models.save(student, TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors"), torch.float16)  # small: kept
+        if (
+            not arguments.alone
+            and seed == 0
+            and len(data.train) == 45_000
+            and profiling.file_bytes(student, torch.float16) < 1e6
+        ):
+            models.save(
+                student,
+                TEACHER.with_name(f"{arguments.model}_{arguments.student}.safetensors"),
+                torch.float16,
+            )  # small: kept
 
 
 def sensitivity(arguments: argparse.Namespace) -> None:
@@ -226,11 +286,21 @@ def sensitivity(arguments: argparse.Namespace) -> None:
     data, model = load_data(arguments.data), models.load(TEACHER)
     held_out = data.validation.take(slice(0, 1_000))
     for unit, ratios in (("weight", (0.5, 0.8, 0.9, 0.95, 0.98)), ("channel", (0.25, 0.5, 0.75, 0.9))):
-        same = {"model": arguments.model, "data": data.name, "unit": unit, "pictures": len(held_out), "weights": _digest()}
+        same = {
+            "model": arguments.model,
+            "data": data.name,
+            "unit": unit,
+            "pictures": len(held_out),
+            "weights": _digest(),
+        }
         if results.finished("sensitivity", same) or not _writes():
             continue
-        scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto").drop(columns="accuracy")
-        results.append("sensitivity", *(same | row | results.provenance(0) for row in scan.to_dict("records")))
+        scan = pruning.sensitivity(model, held_out, ratios, unit=unit, precision="auto").drop(
+            columns="accuracy"
+        )
+        results.append(
+            "sensitivity", *(same | row | results.provenance(0) for row in scan.to_dict("records"))
+        )
 
 
 def prune(arguments: argparse.Namespace) -> None:
@@ -241,14 +311,28 @@ def prune(arguments: argparse.Namespace) -> None:
         method, _, share = arm.rpartition("-")
         sparsity = float(share)
         for seed in arguments.seeds:
-            row = {"model": arguments.model, "data": data.name, "method": method, "sparsity": sparsity, "train_pictures": len(data.train)}
-            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "end": arguments.end, "weights": _digest()}
+            row = {
+                "model": arguments.model,
+                "data": data.name,
+                "method": method,
+                "sparsity": sparsity,
+                "train_pictures": len(data.train),
+            }
+            row |= {
+                "epochs": epochs,
+                "lr": arguments.lr,
+                "loss": _loss_name(arguments),
+                "end": arguments.end,
+                "weights": _digest(),
+            }
             if results.finished("pruning", row | {"seed": seed}):
                 continue
             model = models.load(TEACHER)
             if method == "one-shot":
                 pruning.prune_once(model, sparsity)
-            schedule = pruning.PolynomialSchedule(sparsity, sparsity if method == "one-shot" else 0.0, end=arguments.end)
+            schedule = pruning.PolynomialSchedule(
+                sparsity, sparsity if method == "one-shot" else 0.0, end=arguments.end
+            )
             callbacks = [pruning.GradualPruner(schedule)] if sparsity else []
             _train_on(
                 model,
@@ -260,7 +344,14 @@ def prune(arguments: argparse.Namespace) -> None:
                 callbacks,
                 _loss(arguments),
             )
-            _measure("pruning", row, model, data, seed, f"pruned{100 * sparsity:g}" if method == "gradual" else None)
+            _measure(
+                "pruning",
+                row,
+                model,
+                data,
+                seed,
+                f"pruned{100 * sparsity:g}" if method == "gradual" else None,
+            )
 
 
 def channels(arguments: argparse.Namespace) -> None:
@@ -270,19 +361,34 @@ def channels(arguments: argparse.Namespace) -> None:
     for tolerance in arguments.tolerances:
         for seed in arguments.seeds:
             row = {"model": arguments.model, "data": data.name, "method": "channels", "tolerance": tolerance}
-            row |= {"train_pictures": len(data.train), "epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments)}
+            row |= {
+                "train_pictures": len(data.train),
+                "epochs": epochs,
+                "lr": arguments.lr,
+                "loss": _loss_name(arguments),
+            }
             row |= {"weights": _digest()}
             if results.finished("channels", row | {"seed": seed}):
                 continue
             model = _fewer_channels(tolerance)
             row["before"] = evaluate(model, data.validation.take(slice(0, 1_000)), precision="auto").correct
-            _train_on(model, data, epochs, arguments.lr, seed, f"channels-{tolerance:g}-{row['loss']}", loss=_loss(arguments))
+            _train_on(
+                model,
+                data,
+                epochs,
+                arguments.lr,
+                seed,
+                f"channels-{tolerance:g}-{row['loss']}",
+                loss=_loss(arguments),
+            )
             _measure("channels", row, model, data, seed, f"channels{100 * tolerance:g}")
 
 
 def _fewer_channels(tolerance: float) -> nn.Module:
     return pruning.prune_channels(
-        models.load(TEACHER), torch.zeros(1, 3, 32, 32), pruning.ratios_by_sensitivity(_channel_scan(), tolerance)
+        models.load(TEACHER),
+        torch.zeros(1, 3, 32, 32),
+        pruning.ratios_by_sensitivity(_channel_scan(), tolerance),
     )
 
 
@@ -291,9 +397,20 @@ def low_rank_curve(arguments: argparse.Namespace) -> None:
     data, teacher = load_data(arguments.data), models.load(TEACHER)
     held_out, some = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 300))
     budgets = (1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30)  # times fewer parameters and MACs
-    ways = {"weights": {}, "schemes": {"scheme": "auto"}, "pictures": {"pictures": some}, "pictures, ranks of weights": {"pictures": some}}
+    ways = {
+        "weights": {},
+        "schemes": {"scheme": "auto"},
+        "pictures": {"pictures": some},
+        "pictures, ranks of weights": {"pictures": some},
+    }
     for method, options in ways.items():
-        same = {"model": arguments.model, "data": data.name, "method": method, "epochs": 0, "weights": _digest()}
+        same = {
+            "model": arguments.model,
+            "data": data.name,
+            "method": method,
+            "epochs": 0,
+            "weights": _digest(),
+        }
         if results.finished("low_rank", same) or not _writes():
             continue
         if method == "pictures, ranks of weights":
@@ -303,27 +420,49 @@ def low_rank_curve(arguments: argparse.Namespace) -> None:
             table = pd.DataFrame([_counts(network, held_out) for network in networks])
         else:
             shares = [1 / times for times in budgets]
-            table = low_rank_module.sweep(teacher, held_out, budgets=shares, count="both", precision="auto", **options)
+            table = low_rank_module.sweep(
+                teacher, held_out, budgets=shares, count="both", precision="auto", **options
+            )
         rows = []
         for times, found in zip(budgets, table.itertuples(), strict=True):
-            row = same | {"times": times, "validation_correct": found.correct, "validation_total": len(held_out)}
+            row = same | {
+                "times": times,
+                "validation_correct": found.correct,
+                "validation_total": len(held_out),
+            }
             rows.append(row | {"parameters": found.parameters, "macs": found.macs} | results.provenance(0))
         results.append("low_rank", *rows)
 
 
 def low_rank(arguments: argparse.Namespace) -> None:
     """Factorize the teacher to some budgets with an eye on pictures, and train on; append to data/results/low_rank.csv."""
-    data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "low_rank")
+    data, epochs = (
+        load_data(arguments.data, train_limit=arguments.train_limit),
+        _epochs(arguments, "low_rank"),
+    )
     held_out, some = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 300))
     for times, times_macs in zip(arguments.budgets, arguments.macs or arguments.budgets, strict=True):
         for seed in arguments.seeds:
-            row = {"model": arguments.model, "data": data.name, "method": "pictures", "times": times, "times_macs": times_macs}
-            row |= {"epochs": epochs, "lr": arguments.lr, "loss": _loss_name(arguments), "train_pictures": len(data.train)}
+            row = {
+                "model": arguments.model,
+                "data": data.name,
+                "method": "pictures",
+                "times": times,
+                "times_macs": times_macs,
+            }
+            row |= {
+                "epochs": epochs,
+                "lr": arguments.lr,
+                "loss": _loss_name(arguments),
+                "train_pictures": len(data.train),
+            }
             row |= {"weights": _digest()}
             if results.finished("low_rank", row | {"seed": seed}):
                 continue
             budget = (1 / times, 1 / times_macs)
-            model = low_rank_module.factorize(models.load(TEACHER), budget=budget, count="both", round_to=8, pictures=some)
+            model = low_rank_module.factorize(
+                models.load(TEACHER), budget=budget, count="both", round_to=8, pictures=some
+            )
             row["before"] = evaluate(model, held_out, precision="auto").correct
             name = f"low-rank-{times:g}-{times_macs:g}-{_loss_name(arguments)}"
             _train_on(model, data, epochs, arguments.lr, seed, name, loss=_loss(arguments))
@@ -335,18 +474,32 @@ def combined(arguments: argparse.Namespace) -> None:
 
     ``--start vgg19_channels20`` goes on from that file of data/checkpoints; without it, channels are taken out of the teacher here.
     """
-    data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "combined")
+    data, epochs = (
+        load_data(arguments.data, train_limit=arguments.train_limit),
+        _epochs(arguments, "combined"),
+    )
     for seed in arguments.seeds:
         tolerance = None if arguments.start else arguments.tolerances[0]
         row = {"model": arguments.model, "data": data.name, "point": arguments.point}
-        row |= {"start": arguments.start or f"channels {tolerance:g}", "sparsity": arguments.sparsity, "epochs": epochs}
-        row |= {"lr": arguments.lr, "loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
+        row |= {
+            "start": arguments.start or f"channels {tolerance:g}",
+            "sparsity": arguments.sparsity,
+            "epochs": epochs,
+        }
+        row |= {
+            "lr": arguments.lr,
+            "loss": "distillation",
+            "train_pictures": len(data.train),
+            "weights": _digest(),
+        }
         if results.finished("combined", row | {"seed": seed}):
             continue
         start = TEACHER.with_name(f"{arguments.start}.safetensors") if arguments.start else None
         model = models.load(start) if start else _fewer_channels(tolerance)
         weights = pruning.prunable(model).values()
-        already = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        already = sum(int((weight == 0).sum()) for weight in weights) / sum(
+            weight.numel() for weight in weights
+        )
         schedule = pruning.PolynomialSchedule(arguments.sparsity, min(already, arguments.sparsity), end=0.7)
         callbacks = [pruning.GradualPruner(schedule)] if arguments.sparsity else []
         begun = f"{arguments.start}-{_digest(start).removeprefix('sha256:')}" if start else tolerance
@@ -355,7 +508,11 @@ def combined(arguments: argparse.Namespace) -> None:
         if not _writes():
             continue
         keep = seed == 0 and len(data.train) == 45_000
-        path = TEACHER.with_name(f"{arguments.model}_{arguments.point}.safetensors") if keep else WORK / f"{name}-{seed}.safetensors"
+        path = (
+            TEACHER.with_name(f"{arguments.model}_{arguments.point}.safetensors")
+            if keep
+            else WORK / f"{name}-{seed}.safetensors"
+        )
         models.save(model, path, torch.float16, "bitmask+zip")
         results.append("combined", row | deployed(models.load(path), data) | results.provenance(seed))
 
@@ -363,12 +520,17 @@ def combined(arguments: argparse.Namespace) -> None:
 def deployed(model: nn.Module, data: Data) -> dict:
     """Export ``model`` and the teacher to ONNX, quantize both, and measure the four in onnxruntime: bytes, accuracy, latency."""
     WORK.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="deployed-", dir=WORK) as folder:  # its own: another run may be measuring beside this one
+    with tempfile.TemporaryDirectory(
+        prefix="deployed-", dir=WORK
+    ) as folder:  # its own: another run may be measuring beside this one
         return _deployed(model, data, Path(folder))
 
 
 def _deployed(model: nn.Module, data: Data, own: Path) -> dict:
-    row = {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+    row = {
+        "parameters": profiling.count_parameters(model),
+        "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters()),
+    }
     row |= {"macs": profiling.count_macs(model), "total": len(data.test)}
     files = {}
     for who, network in (("", model), ("teacher_", models.load(TEACHER))):
@@ -404,7 +566,10 @@ def _written(network: nn.Module, folder: Path, data: Data) -> tuple[dict[str, Pa
     files["int8_"] = export.quantize_onnx(files[""], folder / "int8.onnx", some)
     measured = {}
     for kind, path in files.items():
-        measured[f"{kind}onnx_bytes"], measured[f"{kind}zip_bytes"] = path.stat().st_size, export.zipped_bytes(path)
+        measured[f"{kind}onnx_bytes"], measured[f"{kind}zip_bytes"] = (
+            path.stat().st_size,
+            export.zipped_bytes(path),
+        )
         measured[f"{kind}correct"] = export.onnx_accuracy(path, data.test).correct
     return files, measured
 
@@ -422,12 +587,23 @@ def shipped(arguments: argparse.Namespace) -> None:
 
 FORMATS = {  # how to write each: (suffix, function of model, path, pictures to compare on, pictures to calibrate with)
     "ONNX": (".onnx", lambda model, path, some, few: export.to_onnx(model, path, some)),
-    "ONNX, int8": (".onnx", lambda model, path, some, few: export.quantize_onnx(export.to_onnx(model, path, some), path, few, some)),
+    "ONNX, int8": (
+        ".onnx",
+        lambda model, path, some, few: export.quantize_onnx(
+            export.to_onnx(model, path, some), path, few, some
+        ),
+    ),
     "LiteRT": (".tflite", lambda model, path, some, few: export.to_litert(model, path, some)),
-    "LiteRT, int8": (".tflite", lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few)),
+    "LiteRT, int8": (
+        ".tflite",
+        lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few),
+    ),
     "ExecuTorch": (".pte", lambda model, path, some, few: export.to_executorch(model, path, some)),
     "Core ML, float16": (".mlpackage", lambda model, path, some, few: export.to_coreml(model, path, some)),
-    "Core ML, int8": (".mlpackage", lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8")),
+    "Core ML, int8": (
+        ".mlpackage",
+        lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8"),
+    ),
     "TorchServe": (".mar", lambda model, path, some, few: export.to_torchserve(model, path, some)),
 }
 
@@ -447,7 +623,11 @@ def formats(arguments: argparse.Namespace) -> None:
                 continue
             model = models.load(path)
             target = write(model, folder / f"{file}{suffix}", some, few)
-            size = sum(each.stat().st_size for each in target.rglob("*")) if target.is_dir() else target.stat().st_size
+            size = (
+                sum(each.stat().st_size for each in target.rglob("*"))
+                if target.is_dir()
+                else target.stat().st_size
+            )
             row |= {"bytes": size, "zip_bytes": export.zipped_bytes(target), "pictures": len(some)}
             row |= _as_run(target, predict(model, some), some)
             results.append("formats", row | results.provenance(0))
@@ -465,7 +645,10 @@ def _as_run(path: Path, expected: torch.Tensor, some: Split) -> dict:
         return row
     for threads in sorted({1, torch.get_num_threads()}):
         measured = export.latency(path, threads=threads)
-        row |= {f"{key}_{threads}_threads": round(measured[key], 4) for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}
+        row |= {
+            f"{key}_{threads}_threads": round(measured[key], 4)
+            for key in ("latency_ms", "latency_low_ms", "latency_high_ms")
+        }
     return row | {key: round(value, 1) for key, value in export.peak_memory(path).items()}
 
 
@@ -473,7 +656,13 @@ def orders(arguments: argparse.Namespace) -> None:
     """Factorize, prune and quantize the teacher in three orders, trained equally long; append to data/results/orders.csv."""
     data, epochs = load_data(arguments.data, train_limit=arguments.train_limit), _epochs(arguments, "orders")
     for order in peers.ORDERS:
-        row = {"model": arguments.model, "data": data.name, "order": order, "epochs": epochs, "lr": arguments.lr}
+        row = {
+            "model": arguments.model,
+            "data": data.name,
+            "order": order,
+            "epochs": epochs,
+            "lr": arguments.lr,
+        }
         row |= {"loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
         if results.finished("orders", row):
             continue
@@ -489,7 +678,14 @@ def compare_peers(arguments: argparse.Namespace) -> None:
     ratios = pruning.ratios_by_sensitivity(_channel_scan(), peers.CHANNEL_TOLERANCE)
     for task, tools in peers.TASKS.items():
         for tool, compress in tools.items():
-            row = {"model": arguments.model, "data": data.name, "task": task, "tool": tool, "epochs": epochs, "lr": arguments.lr}
+            row = {
+                "model": arguments.model,
+                "data": data.name,
+                "task": task,
+                "tool": tool,
+                "epochs": epochs,
+                "lr": arguments.lr,
+            }
             row |= {"loss": "distillation", "train_pictures": len(data.train), "weights": _digest()}
             if results.finished("peers", row):
                 continue
@@ -503,7 +699,10 @@ def compare_peers(arguments: argparse.Namespace) -> None:
 
 
 def _epochs(arguments: argparse.Namespace, command: str) -> int:
-    return arguments.epochs or EPOCHS[command][arguments.budget or ("quick" if results.state().device.type == "cpu" else "full")]
+    return (
+        arguments.epochs
+        or EPOCHS[command][arguments.budget or ("quick" if results.state().device.type == "cpu" else "full")]
+    )
 
 
 def _writes() -> bool:
@@ -527,13 +726,19 @@ def _channel_scan() -> pd.DataFrame:
     scan = results.read("sensitivity")
     scan = scan[(scan["unit"] == "channel") & (scan["weights"] == _digest())]
     if scan.empty:
-        raise RuntimeError("data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first")
+        raise RuntimeError(
+            "data/results/sensitivity.csv has no scan of this teacher: run python -m helpers.benchmark sensitivity first"
+        )
     return scan.assign(accuracy=scan["correct"] / scan["total"])
 
 
 def _counts(network: nn.Module, split: Split) -> dict[str, int]:
     correct = evaluate(network, split, precision="auto").correct
-    return {"correct": correct, "parameters": profiling.count_parameters(network), "macs": profiling.count_macs(network)}
+    return {
+        "correct": correct,
+        "parameters": profiling.count_parameters(network),
+        "macs": profiling.count_macs(network),
+    }
 
 
 def _digest(path: Path | None = None) -> str:
@@ -547,11 +752,28 @@ def _glance(data: Data) -> Data:
 
 
 def _train_on(
-    model: nn.Module, data: Data, epochs: int, lr: float, seed: int, name: str, callbacks: Sequence[Callback] = (), loss: Loss | None = None
+    model: nn.Module,
+    data: Data,
+    epochs: int,
+    lr: float,
+    seed: int,
+    name: str,
+    callbacks: Sequence[Callback] = (),
+    loss: Loss | None = None,
 ) -> None:
     """Train a compressed teacher further, from its own weights, with the one loop."""
-    checkpoint = WORK / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest().removeprefix('sha256:')}.safetensors"
-    options = {"batch_size": 128, "warmup": 0.05, "callbacks": callbacks, "loss": loss, "seed": seed, "checkpoint": checkpoint}
+    checkpoint = (
+        WORK
+        / f"{name}-{len(data.train)}-{epochs}-{lr:g}-{seed}-{_digest().removeprefix('sha256:')}.safetensors"
+    )
+    options = {
+        "batch_size": 128,
+        "warmup": 0.05,
+        "callbacks": callbacks,
+        "loss": loss,
+        "seed": seed,
+        "checkpoint": checkpoint,
+    }
     fit(model, _glance(data), epochs=epochs, lr=lr, **options)
 
 
@@ -568,11 +790,17 @@ def _measure(name: str, row: dict, model: nn.Module, data: Data, seed: int, file
     path = TEACHER.with_name(f"{row['model']}_{file}.safetensors") if keep else scratch
     models.save(model, path, torch.float16, "bitmask+zip" if storage != "dense" else "dense")
     model = models.load(path)  # what is measured from here on is what is kept, half precision included
-    row |= {"half_bytes": path.stat().st_size, "teacher_half_bytes": profiling.file_bytes(teacher, torch.float16)}
+    row |= {
+        "half_bytes": path.stat().st_size,
+        "teacher_half_bytes": profiling.file_bytes(teacher, torch.float16),
+    }
     row |= {"teacher_half_zip_bytes": profiling.file_bytes(teacher, torch.float16, "zip")}
     accuracy, before = evaluate(model, data.test), evaluate(teacher, data.test)
     row |= {"correct": accuracy.correct, "teacher_correct": before.correct, "total": accuracy.total}
-    row |= {"parameters": profiling.count_parameters(model), "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+    row |= {
+        "parameters": profiling.count_parameters(model),
+        "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters()),
+    }
     row |= {"macs": profiling.count_macs(model)}
     for threads in sorted({1, torch.get_num_threads()}):
         for who, network in (("teacher_", teacher), ("", model)):
@@ -608,7 +836,9 @@ COMMANDS = {
     "speed_low_rank": speed.speed_low_rank,
     "speed_sliders": speed.speed_sliders,
 }
-ALL = [name for name in COMMANDS if not name.startswith("speed_")]  # what a bare ``python -m helpers.benchmark`` runs, in this order
+ALL = [
+    name for name in COMMANDS if not name.startswith("speed_")
+]  # what a bare ``python -m helpers.benchmark`` runs, in this order
 WAVES = (  # on Ray each waits for those before it, whose rows and files it needs
     ("teacher",),
     ("sensitivity", "distillation_grid", "pruning", "low_rank_curve", "low_rank"),
@@ -617,8 +847,19 @@ WAVES = (  # on Ray each waits for those before it, whose rows and files it need
     ("shipped", "formats"),
     tuple(name for name in COMMANDS if name.startswith("speed")),  # a clock wants the machine to itself
 )
-LISTS = {"pruning": ("only",), "channels": ("tolerances",), "low_rank": ("budgets", "macs")}  # a run per entry and seed
-SEEDED = ("distillation", "students", "pruning", "channels", "low_rank", "combined")  # the others take the first seed alone
+LISTS = {
+    "pruning": ("only",),
+    "channels": ("tolerances",),
+    "low_rank": ("budgets", "macs"),
+}  # a run per entry and seed
+SEEDED = (
+    "distillation",
+    "students",
+    "pruning",
+    "channels",
+    "low_rank",
+    "combined",
+)  # the others take the first seed alone
 
 
 def jobs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
@@ -630,7 +871,9 @@ def jobs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
         for one in values:
             for seed in arguments.seeds if what in SEEDED else arguments.seeds[:1]:
                 settings = {name: [value] for name, value in zip(names, one, strict=True)}
-                found.append(argparse.Namespace(**{**vars(arguments), "what": what, "seeds": [seed], **settings}))
+                found.append(
+                    argparse.Namespace(**{**vars(arguments), "what": what, "seeds": [seed], **settings})
+                )
     return found
 
 
@@ -673,10 +916,17 @@ def run_on_ray(chosen: list[argparse.Namespace], address: str | None) -> None:
         benchmark.run(job)
 
     paths = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    passed_on = {"PYTHONPATH": paths} | ({"ACCELERATE_USE_CPU": "true"} if parse_flag_from_env("ACCELERATE_USE_CPU") else {})
-    ray.init(address=address, runtime_env={"env_vars": passed_on}, log_to_driver=True, include_dashboard=False)
+    passed_on = {"PYTHONPATH": paths} | (
+        {"ACCELERATE_USE_CPU": "true"} if parse_flag_from_env("ACCELERATE_USE_CPU") else {}
+    )
+    ray.init(
+        address=address, runtime_env={"env_vars": passed_on}, log_to_driver=True, include_dashboard=False
+    )
     try:
-        per_run = {"num_cpus": max(1, torch.get_num_threads() // 2), "num_gpus": 1 if results.state().device.type == "cuda" else 0}
+        per_run = {
+            "num_cpus": max(1, torch.get_num_threads() // 2),
+            "num_gpus": 1 if results.state().device.type == "cuda" else 0,
+        }
         remote = ray.remote(max_retries=1, **per_run)(work)
         failed = []
         for wave in WAVES:
@@ -698,38 +948,118 @@ def run_on_ray(chosen: list[argparse.Namespace], address: str | None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    line = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    line.add_argument("what", nargs="*", metavar="what", help=f"some of: {', '.join(COMMANDS)} (default: all)")
-    line.add_argument("--budget", choices=("quick", "full"), help="epochs for a laptop's night or for a GPU; default: as the machine is")
+    line = argparse.ArgumentParser(
+        prog="python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    line.add_argument(
+        "what", nargs="*", metavar="what", help=f"some of: {', '.join(COMMANDS)} (default: all)"
+    )
+    line.add_argument(
+        "--budget",
+        choices=("quick", "full"),
+        help="epochs for a laptop's night or for a GPU; default: as the machine is",
+    )
     line.add_argument("--epochs", type=int, help="instead of the budget's")
-    line.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
-    line.add_argument("--model", default="vgg19", choices=models.MODELS, help="the teacher, for example resnet50")
+    line.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one"
+    )
+    line.add_argument(
+        "--model", default="vgg19", choices=models.MODELS, help="the teacher, for example resnet50"
+    )
     line.add_argument("--data", default="cifar10", choices=("cifar10", "digits"), help="default: cifar10")
-    line.add_argument("--out", help="folder for rows, checkpoints and unfinished runs; default: this repository's data/ and build/")
-    line.add_argument("--engine", choices=("here", "ray"), default="here", help="here: one run after the other")
+    line.add_argument(
+        "--out",
+        help="folder for rows, checkpoints and unfinished runs; default: this repository's data/ and build/",
+    )
+    line.add_argument(
+        "--engine", choices=("here", "ray"), default="here", help="here: one run after the other"
+    )
     line.add_argument("--address", help="of a running Ray cluster; default: one is started here")
-    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run for each; default: 0 1 2")
+    line.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run for each; default: 0 1 2"
+    )
     line.add_argument("--train-limit", type=int, help="training pictures; default: all")
     line.add_argument("--lr", type=float, default=0.02, help="for training a compressed teacher further")
-    line.add_argument("--distil", action="store_true", help="train further with the teacher in the loss, temperature 4, alpha 0.9")
-    line.add_argument("--restart", action="store_true", help="teacher, students: train what is there for another cycle")
-    line.add_argument("--pixels", type=int, choices=(8, 16, 24), help="teacher: train on smaller pictures, as a start for --restart")
-    line.add_argument("--cutout", type=int, default=0, help="teacher: hide a square of so many pixels of every training picture")
-    line.add_argument("--compile", action="store_true", help="teacher: torch.compile; paid on a CPU with tile units (AMX)")
-    line.add_argument("--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students")
-    line.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"pruning: some of {', '.join(ARMS)}")
     line.add_argument(
-        "--arms", nargs="+", choices=TRIAL, default=list(TRIAL), metavar="ARM", help=f"distillation: some of {', '.join(TRIAL)}"
+        "--distil",
+        action="store_true",
+        help="train further with the teacher in the loss, temperature 4, alpha 0.9",
     )
-    line.add_argument("--end", type=float, default=0.5, help="pruning: where in the run the last weights are given up (0 to 1)")
-    line.add_argument("--tolerances", type=float, nargs="+", default=[0.02], help="channels: accuracy each layer alone may cost")
-    line.add_argument("--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters")
-    line.add_argument("--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets")
-    line.add_argument("--sparsity", type=float, default=0.5, help="combined: of the weights that are left after the channels went")
-    line.add_argument("--start", help="file of data/checkpoints, such as vgg19_rank6: combined goes on from it, students learn from it")
+    line.add_argument(
+        "--restart", action="store_true", help="teacher, students: train what is there for another cycle"
+    )
+    line.add_argument(
+        "--pixels",
+        type=int,
+        choices=(8, 16, 24),
+        help="teacher: train on smaller pictures, as a start for --restart",
+    )
+    line.add_argument(
+        "--cutout",
+        type=int,
+        default=0,
+        help="teacher: hide a square of so many pixels of every training picture",
+    )
+    line.add_argument(
+        "--compile", action="store_true", help="teacher: torch.compile; paid on a CPU with tile units (AMX)"
+    )
+    line.add_argument(
+        "--student", default="tiny_convnet", choices=models.MODELS, help="distillation and students"
+    )
+    line.add_argument(
+        "--only",
+        nargs="+",
+        choices=ARMS,
+        default=list(ARMS),
+        metavar="ARM",
+        help=f"pruning: some of {', '.join(ARMS)}",
+    )
+    line.add_argument(
+        "--arms",
+        nargs="+",
+        choices=TRIAL,
+        default=list(TRIAL),
+        metavar="ARM",
+        help=f"distillation: some of {', '.join(TRIAL)}",
+    )
+    line.add_argument(
+        "--end",
+        type=float,
+        default=0.5,
+        help="pruning: where in the run the last weights are given up (0 to 1)",
+    )
+    line.add_argument(
+        "--tolerances",
+        type=float,
+        nargs="+",
+        default=[0.02],
+        help="channels: accuracy each layer alone may cost",
+    )
+    line.add_argument(
+        "--budgets", type=float, nargs="+", default=[2, 4, 6, 10], help="low_rank: times fewer parameters"
+    )
+    line.add_argument(
+        "--macs", type=float, nargs="+", help="low_rank: times fewer MACs; default: as --budgets"
+    )
+    line.add_argument(
+        "--sparsity",
+        type=float,
+        default=0.5,
+        help="combined: of the weights that are left after the channels went",
+    )
+    line.add_argument(
+        "--start",
+        help="file of data/checkpoints, such as vgg19_rank6: combined goes on from it, students learn from it",
+    )
     line.add_argument("--alone", action="store_true", help="students: without a teacher")
-    line.add_argument("--point", default="combined", help="combined: what this model is called in the table, and its file after vgg19_")
-    line.add_argument("--steps", type=int, default=12, choices=range(1, 150), metavar="1..149", help="timed by speed")
+    line.add_argument(
+        "--point",
+        default="combined",
+        help="combined: what this model is called in the table, and its file after vgg19_",
+    )
+    line.add_argument(
+        "--steps", type=int, default=12, choices=range(1, 150), metavar="1..149", help="timed by speed"
+    )
     return line
 
 

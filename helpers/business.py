@@ -97,23 +97,33 @@ def process_mb(formats: pd.DataFrame, file: str, kind: str = "ONNX") -> float | 
     _rows("formats", formats, "file", "format", "peak_mb", "baseline_mb")
     checks.instance("file", file, str)
     checks.instance("kind", kind, str)
-    rows = formats[(formats["file"] == file) & (formats["format"] == kind)].dropna(subset=["peak_mb", "baseline_mb"])
+    rows = formats[(formats["file"] == file) & (formats["format"] == kind)].dropna(
+        subset=["peak_mb", "baseline_mb"]
+    )
     return None if rows.empty else float(rows["peak_mb"].iloc[-1] - rows["baseline_mb"].iloc[-1])
 
 
 def _network(row: pd.Series, key: str, name: str, process: float | None) -> Network:
     """Return the network whose columns in ``row`` begin with ``key``."""
-    columns = {key + column: row.get(key + column) for column in ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")}
+    columns = {
+        key + column: row.get(key + column)
+        for column in ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")
+    }
     columns["total"] = row.get("total")
     missing = [column for column, value in columns.items() if pd.isna(value)]
     if missing:
-        raise ValueError(f"the row of {name!r} must have all its measurements, but {', '.join(missing)} is empty")
+        raise ValueError(
+            f"the row of {name!r} must have all its measurements, but {', '.join(missing)} is empty"
+        )
     latency, sent, weights, correct, total = map(float, columns.values())
     return Network(name, latency, sent / 1e6, correct / total, weights / 1e6, process)
 
 
 def networks(
-    runs: pd.DataFrame, point: str, formats: pd.DataFrame | None = None, folder: str | Path = HOME / "data" / "checkpoints"
+    runs: pd.DataFrame,
+    point: str,
+    formats: pd.DataFrame | None = None,
+    folder: str | Path = HOME / "data" / "checkpoints",
 ) -> dict[str, Network]:
     """Return what one row of data/results/combined.csv measured: three networks side by side, in the same runtime.
 
@@ -132,10 +142,17 @@ def networks(
         FileNotFoundError: as in ``measured``.
     """
     run = measured(runs, point, folder)
-    roles = {"teacher": ("teacher_", "teacher"), "compressed": ("", point), "int8": ("int8_", f"{point} int8")}
+    roles = {
+        "teacher": ("teacher_", "teacher"),
+        "compressed": ("", point),
+        "int8": ("int8_", f"{point} int8"),
+    }
     found = {}
     for role, (key, name) in roles.items():
-        file, kind = "vgg19" if role == "teacher" else f"vgg19_{point}", "ONNX, int8" if role == "int8" else "ONNX"
+        file, kind = (
+            "vgg19" if role == "teacher" else f"vgg19_{point}",
+            "ONNX, int8" if role == "int8" else "ONNX",
+        )
         found[role] = _network(run, key, name, None if formats is None else process_mb(formats, file, kind))
     return found
 
@@ -153,7 +170,12 @@ def teacher_int8(shipped: pd.DataFrame, formats: pd.DataFrame | None = None) -> 
     rows = _rows("shipped", shipped, "file")[shipped["file"] == "vgg19"]
     if rows.empty:
         raise ValueError("shipped must have a row of 'vgg19', and has none")
-    return _network(rows.iloc[-1], "int8_", "teacher int8", None if formats is None else process_mb(formats, "vgg19", "ONNX, int8"))
+    return _network(
+        rows.iloc[-1],
+        "int8_",
+        "teacher int8",
+        None if formats is None else process_mb(formats, "vgg19", "ONNX, int8"),
+    )
 
 
 @dataclass(frozen=True)
@@ -253,7 +275,9 @@ def saving(before: Network, after: Network, assumptions: Assumptions, years: flo
     }
 
 
-def worth_it(before: Network, after: Network, assumptions: Assumptions, years: float = 1, accuracy_lost: float = 0.01) -> tuple[bool, str]:
+def worth_it(
+    before: Network, after: Network, assumptions: Assumptions, years: float = 1, accuracy_lost: float = 0.01
+) -> tuple[bool, str]:
     """Say whether to compress, and why or why not.
 
     Args:
@@ -268,14 +292,25 @@ def worth_it(before: Network, after: Network, assumptions: Assumptions, years: f
     _check(assumptions, before=before, after=after)
     lost = before.accuracy - after.accuracy
     if lost > accuracy_lost:
-        return False, f"no: it costs {100 * lost:.1f} points of accuracy, and the product bears {100 * accuracy_lost:.1f}"
+        return (
+            False,
+            f"no: it costs {100 * lost:.1f} points of accuracy, and the product bears {100 * accuracy_lost:.1f}",
+        )
     found = saving(before, after, assumptions, years)
     if found["net"] <= 0:
-        return False, f"no: it saves {found['per_year']:,.0f} a year and costs {found['investment']:,.0f} to do"
-    return True, f"yes: it pays for itself in {found['payback_days']:,.0f} days, and brings {found['net']:,.0f} in {years:g} year(s)"
+        return (
+            False,
+            f"no: it saves {found['per_year']:,.0f} a year and costs {found['investment']:,.0f} to do",
+        )
+    return (
+        True,
+        f"yes: it pays for itself in {found['payback_days']:,.0f} days, and brings {found['net']:,.0f} in {years:g} year(s)",
+    )
 
 
-def tornado(value: Callable[[Assumptions], float], assumptions: Assumptions, ranges: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+def tornado(
+    value: Callable[[Assumptions], float], assumptions: Assumptions, ranges: Mapping[str, tuple[float, float]]
+) -> pd.DataFrame:
     """Move one assumption at a time and see which decides.
 
     Args:
@@ -295,7 +330,9 @@ def tornado(value: Callable[[Assumptions], float], assumptions: Assumptions, ran
     for name, ends in checks.instance("ranges", ranges, Mapping).items():
         checks.choice("ranges", name, known)
         if len(checks.numbers("ranges", ends)) != 2:
-            raise ValueError(f"ranges must be a low and a high end for each assumption, got {ends!r} for {name}")
+            raise ValueError(
+                f"ranges must be a low and a high end for each assumption, got {ends!r} for {name}"
+            )
         low, high = ends
         ends = [value(replace(assumptions, **{name: end})) for end in (low, high)]
         rows.append((name, low, high, *ends, abs(ends[1] - ends[0])))
@@ -376,7 +413,9 @@ class UseCase:
 def on_device(network: Network, times_slower: float) -> Network:
     """Return the network as it would be on a processor that takes ``times_slower`` times as long: an assumption, no measurement."""
     checks.instance("network", network, Network)
-    return replace(network, latency_ms=network.latency_ms * checks.number("times_slower", times_slower, 0, open_low=True))
+    return replace(
+        network, latency_ms=network.latency_ms * checks.number("times_slower", times_slower, 0, open_low=True)
+    )
 
 
 def needs(network: Network, use: UseCase) -> dict[str, float]:
@@ -389,7 +428,12 @@ def needs(network: Network, use: UseCase) -> dict[str, float]:
     there = on_device(network, use.times_slower)
     joules = energy_joules(there, use.service()) * use.inferences_per_device_per_day
     memory = there.memory_mb if there.process_mb is None else there.process_mb
-    return {"latency_ms": there.latency_ms, "memory_mb": memory, "update_mb": there.file_mb, "joules_per_day": joules}
+    return {
+        "latency_ms": there.latency_ms,
+        "memory_mb": memory,
+        "update_mb": there.file_mb,
+        "joules_per_day": joules,
+    }
 
 
 def misses(network: Network, use: UseCase) -> list[str]:
@@ -397,7 +441,14 @@ def misses(network: Network, use: UseCase) -> list[str]:
     return [budget for budget, needed in needs(network, use).items() if needed > getattr(use, budget)]
 
 
-def verdict(before: Network, after: Network, use: UseCase, assumptions: Assumptions, years: float = 1, accuracy_lost: float = 0.01) -> str:
+def verdict(
+    before: Network,
+    after: Network,
+    use: UseCase,
+    assumptions: Assumptions,
+    years: float = 1,
+    accuracy_lost: float = 0.01,
+) -> str:
     """Say in a few words whether a network can and should take the place of another on a device: first budgets, then accuracy, then money.
 
     Args:

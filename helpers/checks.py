@@ -6,23 +6,25 @@ A file is either there and complete, or not there.
 
 from __future__ import annotations
 
-import glob
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
+
+from helpers.files import atomic_path, writable
+
+__all__ = ["atomic_path", "writable"]  # they have moved to helpers.files
 
 LARGEST = 2**53  # of integers: beyond it a float cannot count
 
 
-def number(name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> float:
+def number(
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
     """Return ``value`` as a float if it is a finite real number in [low, high].
 
     Args:
@@ -48,14 +50,18 @@ def number(name: str, value: object, low: float = -math.inf, high: float = math.
     return found
 
 
-def numbers(name: str, values: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False) -> list[float]:
+def numbers(
+    name: str, values: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> list[float]:
     """Return ``values`` as a list of floats if it is a collection of finite real numbers in [low, high].
 
     Raises:
         TypeError: ``values`` is not a collection, or one of them is not a real number.
         ValueError: one of them is NaN, infinite or out of range.
     """
-    return [number(name, value, low, high, open_low=open_low) for value in collection(name, values, "numbers")]
+    return [
+        number(name, value, low, high, open_low=open_low) for value in collection(name, values, "numbers")
+    ]
 
 
 def integer(name: str, value: object, low: int, high: float = math.inf) -> int:
@@ -121,7 +127,9 @@ def tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.is_complex():
         raise TypeError(f"{name} must be a Tensor of real numbers, got {_shown(value)}")
     if not value.numel() or not torch.isfinite(value).all():
-        raise ValueError(f"{name} must be finite numbers, at least one, got shape {tuple(value.shape)} with NaN, infinity or nothing")
+        raise ValueError(
+            f"{name} must be finite numbers, at least one, got shape {tuple(value.shape)} with NaN, infinity or nothing"
+        )
     return value
 
 
@@ -159,7 +167,11 @@ def collection(name: str, value: object, of: str) -> list:
     Raises:
         TypeError: it is a string, or cannot be iterated over; the message says what it must be a collection ``of``.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or (isinstance(value, Tensor) and not value.ndim):
+    if (
+        isinstance(value, (str, bytes))
+        or not isinstance(value, Iterable)
+        or (isinstance(value, Tensor) and not value.ndim)
+    ):
         what = "the string " if isinstance(value, str) else ""
         raise TypeError(f"{name} must be a collection of {of}, got {what}{_shown(value)}")
     return value.tolist() if isinstance(value, Tensor) else list(value)
@@ -172,58 +184,3 @@ def _shown(value: object) -> str:
     except Exception:  # an integer of too many digits, or an object that cannot say what it is
         return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
-
-    The file is flushed to disk before the rename, so a crash, a kill or a full disk leaves either the
-    old file or the new one, never half of one.
-
-    Raises:
-        OSError: the folder cannot be created or written, or the disk is full; the message names ``path``.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _named(path, part):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by a process that was killed while it wrote
-                writer = left.name.split(".")[-2]
-                if writer.isdigit() and not psutil.pid_exists(int(writer)):
-                    left.unlink(missing_ok=True)
-            part.touch()
-            mode = part.stat().st_mode
-            yield part
-            part.chmod(mode)  # a writer may have made the file anew, for nobody else to read
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def writable(path: Path) -> None:
-    """Raise now what ``atomic_path`` would raise later, after hours of training: make the folder, and a file in it.
-
-    Raises:
-        OSError: the folder cannot be created or written; the message names ``path``.
-    """
-    with _named(path, path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-
-
-@contextmanager
-def _named(path: Path, part: Path) -> Iterator[None]:
-    """Have an OSError of writing ``path`` name it; one about another file passes as it is."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None and Path(error.filename) not in (part, *path.parents) and part not in Path(error.filename).parents:
-            raise
-        reason = error.strerror or str(error)
-        text = f"{path} could not be written ({reason}); what was there before is still there"
-        raise (OSError(error.errno, text) if error.errno else OSError(text)) from error

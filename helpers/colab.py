@@ -16,7 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
-NEVER = ("torch", "torchvision", "numpy")  # Colab's own, loaded perhaps already: another version would break the running kernel
+NEVER = (
+    "torch",
+    "torchvision",
+    "numpy",
+)  # Colab's own, loaded perhaps already: another version would break the running kernel
 NEEDLESS = ("jupyterlab", "papermill")  # Colab is the notebook
 
 CELL = """\
@@ -57,7 +61,9 @@ def cell() -> str:
 def badge(notebook: str) -> str:
     """Return the badge that opens ``notebook`` (its path inside the repository) in Colab, as Markdown."""
     repository, tag = published()
-    return BADGE.format(address=f"https://colab.research.google.com/github/{repository.partition('github.com/')[2]}/blob/{tag}/{notebook}")
+    return BADGE.format(
+        address=f"https://colab.research.google.com/github/{repository.partition('github.com/')[2]}/blob/{tag}/{notebook}"
+    )
 
 
 def stamp(paths: list[Path]) -> None:
@@ -74,7 +80,9 @@ def stamp(paths: list[Path]) -> None:
         here = next((one for one in notebook.cells if "colab" in one.metadata.get("tags", [])), None)
         if here is None:
             here = nbformat.v4.new_code_cell(metadata={"tags": ["colab"], "jupyter": {"source_hidden": True}})
-            after = next(n for n, one in enumerate(notebook.cells) if "parameters" in one.metadata.get("tags", []))
+            after = next(
+                n for n, one in enumerate(notebook.cells) if "parameters" in one.metadata.get("tags", [])
+            )
             notebook.cells.insert(after + 1, here)
         here.source = cell()
         with checks.atomic_path(path) as part:
@@ -118,20 +126,28 @@ def install() -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "constraints.txt"
-        pins.write_text("".join(f"{name}=={found}\n" for name in NEVER if (found := _installed(name))), "utf-8")
+        pins.write_text(
+            "".join(f"{name}=={found}\n" for name in NEVER if (found := _installed(name))), "utf-8"
+        )
         pip += ["--constraint", str(pins)]
         if needed and subprocess.run([*pip, *needed]).returncode:
-            raise RuntimeError(f"pip could not install {', '.join(needed)}: see its message above. Way out: run this cell again.")
+            raise RuntimeError(
+                f"pip could not install {', '.join(needed)}: see its message above. Way out: run this cell again."
+            )
         refused = [one for one in export if subprocess.run([*pip, one], capture_output=True).returncode]
     found = [f"{name} {_installed(name)}" for name in ("torch", "torchvision")]
-    print(f"{', '.join(found)} as before; installed: {len(needed) + len(export) - len(refused)} packages that were missing")
+    print(
+        f"{', '.join(found)} as before; installed: {len(needed) + len(export) - len(refused)} packages that were missing"
+    )
     if refused:
         print(f"cannot be had beside them, so the cells of 05 that need them fail: {', '.join(refused)}")
 
 
 def main() -> None:
     """Parse the command line."""
-    line = argparse.ArgumentParser(prog="python -m helpers.colab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    line = argparse.ArgumentParser(
+        prog="python -m helpers.colab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     line.add_argument("--stamp", action="store_true", help="write badge and cell into the notebooks")
     if line.parse_args().stamp:
         from helpers.series import notebooks

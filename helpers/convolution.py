@@ -24,7 +24,11 @@ WIDEST = 4  # pixels in a row of the output; at 8 the library's own convolution 
 
 
 def convolve(
-    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Convolve as ``torch.nn.functional.conv2d`` does (one group, no dilation), by one matrix product.
 
@@ -51,17 +55,25 @@ def convolve(
             checks.integer(name, number, low)
     (count, channels, *size), (outputs, inputs, *kernel) = images.shape, weight.shape
     if bias is not None and checks.instance("bias", bias, Tensor).shape != (outputs,):
-        raise ValueError(f"bias must have {outputs} numbers, one for each output, got shape {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias must have {outputs} numbers, one for each output, got shape {tuple(bias.shape)}"
+        )
     rows, columns = ((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
     if inputs != channels:
-        raise ValueError(f"weight must have {channels} input channels, as images have, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must have {channels} input channels, as images have, got shape {tuple(weight.shape)}"
+        )
     if min(rows, columns, *kernel) < 1:
         sizes = f"{' x '.join(map(str, kernel))} on {' x '.join(map(str, size))} pixels, padding {padding}"
-        raise ValueError(f"images must be at least as large, with their padding, as the weight's kernel, got {sizes}")
+        raise ValueError(
+            f"images must be at least as large, with their padding, as the weight's kernel, got {sizes}"
+        )
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     down, across = stride
     seen = [  # what the kernel's pixel (y, x) meets, at every place where the kernel is laid
-        padded[:, y : y + rows * down : down, x : x + columns * across : across] for y in range(kernel[0]) for x in range(kernel[1])
+        padded[:, y : y + rows * down : down, x : x + columns * across : across]
+        for y in range(kernel[0])
+        for x in range(kernel[1])
     ]
     patches = torch.cat(seen, dim=-1).reshape(-1, channels * kernel[0] * kernel[1])
     product = F.linear(patches, weight.permute(0, 2, 3, 1).reshape(outputs, -1), bias)
@@ -71,11 +83,15 @@ def convolve(
 class SmallMaps(TorchFunctionMode):
     """For the block: where autocast computes in bfloat16, convolutions to maps of at most ``WIDEST`` pixels a row are products."""
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         """Take a convolution over where its map is small; let everything else through."""
         if function is torch.conv2d and not kwargs and _autocasts(args[0]) and _small(*args):
             images, weight, bias, *place = args[:5]
-            return convolve(images.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *place)
+            return convolve(
+                images.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), *place
+            )
         return function(*args, **(kwargs or {}))
 
 
@@ -85,7 +101,15 @@ def _autocasts(images: Tensor) -> bool:
     return enabled and images.dtype in (torch.float32, torch.bfloat16)
 
 
-def _small(images: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
+def _small(
+    images: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
     """Whether ``SmallMaps`` takes this convolution: one as ``nn.Conv2d`` calls it, with pairs of numbers."""
     pairs = all(isinstance(pair, tuple) and len(pair) == 2 for pair in (stride, padding))
     if not pairs or groups != 1 or images.ndim != 4 or dilation not in (1, (1, 1)):

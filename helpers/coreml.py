@@ -29,7 +29,11 @@ from helpers.sessions import needs, quiet
 
 ON_MAC = sys.platform == "darwin"
 WEIGHTS = {"float16": 16, "int8": 8, "palettized": 6}  # bits of a stored weight
-AGREEMENTS = {"float16": 0.99, "int8": 0.99, "palettized": 0.99}  # share of pictures that must keep their class
+AGREEMENTS = {
+    "float16": 0.99,
+    "int8": 0.99,
+    "palettized": 0.99,
+}  # share of pictures that must keep their class
 
 
 def to_coreml(
@@ -93,7 +97,10 @@ def coreml_logits(path: str | os.PathLike, pictures: Split) -> Tensor:
         ImportError: coremltools is not installed; the message says how to.
         ExportError: the package holds an operation that the networks of this project do not have.
     """
-    path, pictures = checks.path("path", path, ".mlpackage"), some("pictures", checks.instance("pictures", pictures, Split), "test")
+    path, pictures = (
+        checks.path("path", path, ".mlpackage"),
+        some("pictures", checks.instance("pictures", pictures, Split), "test"),
+    )
     _mend(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_coreml.")
@@ -101,7 +108,9 @@ def coreml_logits(path: str | os.PathLike, pictures: Split) -> Tensor:
         from coremltools.models import MLModel
     if ON_MAC:
         package = MLModel(os.fspath(path))
-        return _run(lambda image: torch.from_numpy(package.predict({"images": image.numpy()})["logits"]), pictures)
+        return _run(
+            lambda image: torch.from_numpy(package.predict({"images": image.numpy()})["logits"]), pictures
+        )
     with quiet():
         compute = _program(path)
     with torch.no_grad():
@@ -144,7 +153,9 @@ def _read_back(path: str | os.PathLike) -> object:
 
     package = MLModel(os.fspath(path), skip_model_load=True)
     spec = package.get_spec()
-    return load(model_spec=spec, specification_version=spec.specificationVersion, file_weights_dir=package.weights_dir)
+    return load(
+        model_spec=spec, specification_version=spec.specificationVersion, file_weights_dir=package.weights_dir
+    )
 
 
 def _check_contents(part: Path, model: nn.Module, path: Path, bits: int) -> None:
@@ -157,7 +168,10 @@ def _check_contents(part: Path, model: nn.Module, path: Path, bits: int) -> None
     least = sum(layer.weight.numel() for layer in layers) * bits // 8
     stored = sum(file.stat().st_size for file in part.rglob("weight*.bin"))
     wanted = {
-        "inputs": ({name: tuple(value.shape) for name, value in main.inputs.items()}, {"images": (1, 3, 32, 32)}),
+        "inputs": (
+            {name: tuple(value.shape) for name, value in main.inputs.items()},
+            {"images": (1, 3, 32, 32)},
+        ),
         "outputs": ([value.name for value in main.outputs], ["logits"]),
         "convolutions": (found["conv"], expected["conv"]),
         "linear layers": (found["linear"], expected["linear"]),
@@ -165,7 +179,9 @@ def _check_contents(part: Path, model: nn.Module, path: Path, bits: int) -> None
     }
     for name, (has, must) in wanted.items():
         if has != must:
-            raise ExportError(f"{path} does not hold the network it was made from: {name} {has}, not {must}; it was not written")
+            raise ExportError(
+                f"{path} does not hold the network it was made from: {name} {has}, not {must}; it was not written"
+            )
 
 
 def _program(path: str | os.PathLike) -> Callable[[Tensor], Tensor]:
@@ -208,7 +224,9 @@ def _padded(a: dict) -> Tensor:
 
 
 _OPERATIONS: dict[str, Callable[[dict], Tensor]] = {
-    "conv": lambda a: functional.conv2d(_padded(a), a["weight"], a.get("bias"), a["strides"], 0, a["dilations"], a["groups"]),
+    "conv": lambda a: functional.conv2d(
+        _padded(a), a["weight"], a.get("bias"), a["strides"], 0, a["dilations"], a["groups"]
+    ),
     "linear": lambda a: functional.linear(a["x"], a["weight"], a.get("bias")),
     "relu": lambda a: a["x"].relu(),
     "relu6": lambda a: a["x"].clamp(0, 6),

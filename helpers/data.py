@@ -56,14 +56,30 @@ class Split:
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        images, labels = checks.instance("images", self.images, Tensor), checks.instance("labels", self.labels, Tensor)
+        images, labels = (
+            checks.instance("images", self.images, Tensor),
+            checks.instance("labels", self.labels, Tensor),
+        )
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be uint8, N x 3 x H x W, got {images.dtype}, {tuple(images.shape)}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (len(labels) and labels.min() < 0):
+            raise ValueError(
+                f"images must be uint8, N x 3 x H x W, got {images.dtype}, {tuple(images.shape)}"
+            )
+        if (
+            labels.dtype != torch.int64
+            or labels.shape != images.shape[:1]
+            or (len(labels) and labels.min() < 0)
+        ):
             got = f"{labels.dtype}, {tuple(labels.shape)}"
-            raise ValueError(f"labels must be int64, 0 or more, one for each of {len(images)} images, got {got}")
-        if len(checks.numbers("mean", self.mean)) != 3 or len(checks.numbers("std", self.std, 0, open_low=True)) != 3:
-            raise ValueError(f"mean and std must be three numbers each, one per channel, got {self.mean} and {self.std}")
+            raise ValueError(
+                f"labels must be int64, 0 or more, one for each of {len(images)} images, got {got}"
+            )
+        if (
+            len(checks.numbers("mean", self.mean)) != 3
+            or len(checks.numbers("std", self.std, 0, open_low=True)) != 3
+        ):
+            raise ValueError(
+                f"mean and std must be three numbers each, one per channel, got {self.mean} and {self.std}"
+            )
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -86,11 +102,17 @@ class Split:
                     checks.integer("index", part, low)
         elif checks.instance("index", index, Tensor).dtype == torch.bool:
             if index.shape != (count,):
-                raise ValueError(f"index must have a truth value for each of {count} pictures, got shape {tuple(index.shape)}")
+                raise ValueError(
+                    f"index must have a truth value for each of {count} pictures, got shape {tuple(index.shape)}"
+                )
         elif index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"index must be a vector of whole numbers, got {index.dtype}, shape {tuple(index.shape)}")
+            raise TypeError(
+                f"index must be a vector of whole numbers, got {index.dtype}, shape {tuple(index.shape)}"
+            )
         elif len(index) and not -count <= int(index.min()) <= int(index.max()) < count:
-            raise ValueError(f"index must be from {-count} to {count - 1}, got {int(index.min())} to {int(index.max())}")
+            raise ValueError(
+                f"index must be from {-count} to {count - 1}, got {int(index.min())} to {int(index.max())}"
+            )
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Split:
@@ -126,7 +148,9 @@ class Data:
         for part in ("train", "validation", "test"):
             labels = checks.instance(part, getattr(self, part), Split).labels
             if len(labels) == 0 or labels.max() >= len(self.classes):
-                raise ValueError(f"{part} must hold pictures, of the {len(self.classes)} classes, got {len(labels)} pictures")
+                raise ValueError(
+                    f"{part} must hold pictures, of the {len(self.classes)} classes, got {len(labels)} pictures"
+                )
 
     def __str__(self) -> str:
         """Return one line: the name and the size of each split."""
@@ -136,7 +160,9 @@ class Data:
         )
 
 
-def load_data(name: str = "auto", root: str | os.PathLike | None = None, train_limit: int | None = None, seed: int = 0) -> Data:
+def load_data(
+    name: str = "auto", root: str | os.PathLike | None = None, train_limit: int | None = None, seed: int = 0
+) -> Data:
     """Load a data set as tensors.
 
     Args:
@@ -317,7 +343,9 @@ def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Split 0..N-1 into ``count`` indices with the classes in proportion, and the rest; both sorted."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
-    position = torch.empty(len(labels), dtype=torch.float64)  # how far into its class each picture comes, in (0, 1)
+    position = torch.empty(
+        len(labels), dtype=torch.float64
+    )  # how far into its class each picture comes, in (0, 1)
     for label in labels.unique():
         own = shuffled[labels[shuffled] == label]
         position[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
@@ -367,13 +395,19 @@ def _cifar10(root: Path) -> Data:
         labels.append(torch.tensor(dataset.targets))
     held_out, rest = _stratified(labels[0], 5_000, SPLIT_SEED)
     full, test = (Split(i, n, CIFAR10_MEAN, CIFAR10_STD) for i, n in zip(images, labels, strict=True))
-    return Data("cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, full.take(rest), full.take(held_out), test)
+    return Data(
+        "cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, full.take(rest), full.take(held_out), test
+    )
 
 
 def _verify(folder: Path, dataset: type) -> None:
     """Check every file against the MD5 that torchvision lists; name the first that is off."""
     way_out = f"delete the folder {folder} and load again: it is downloaded anew"
-    for name, md5 in [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]:
+    for name, md5 in [
+        *dataset.train_list,
+        *dataset.test_list,
+        [dataset.meta["filename"], dataset.meta["md5"]],
+    ]:
         path = folder / name
         try:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -383,7 +417,9 @@ def _verify(folder: Path, dataset: type) -> None:
             raise DataError(f"{path} cannot be read ({error}). Way out: {way_out}.") from error
         if found != md5:
             size = path.stat().st_size
-            raise DataError(f"{path} ({size:,} bytes) is truncated or altered: MD5 {found}, published {md5}. Way out: {way_out}.")
+            raise DataError(
+                f"{path} ({size:,} bytes) is truncated or altered: MD5 {found}, published {md5}. Way out: {way_out}."
+            )
 
 
 def _download(root: Path) -> None:
@@ -424,4 +460,6 @@ def _digits() -> Data:
     mean, std = (pixels.mean().item(),) * 3, (pixels.std().item(),) * 3
     full = Split(images, labels, mean, std, mirror=False)
     names = tuple(str(digit) for digit in digits.target_names)
-    return Data("digits", names, mean, std, full.take(rest[train]), full.take(rest[held_out]), full.take(test))
+    return Data(
+        "digits", names, mean, std, full.take(rest[train]), full.take(rest[held_out]), full.take(test)
+    )

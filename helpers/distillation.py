@@ -28,11 +28,17 @@ def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
     if not checks.tensor("logits", logits).ndim:
         raise ValueError("logits must have their classes last, got a single number")
     logits = _at_least_float32(logits)
-    return F.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)  # shifted, so that a tiny temperature cannot overflow
+    return F.softmax(
+        (logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1
+    )  # shifted, so that a tiny temperature cannot overflow
 
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0, alpha: float = 0.9
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy(student, labels).
 
@@ -54,7 +60,11 @@ def distillation_loss(
     """
     temperature = checks.number("temperature", temperature, *TEMPERATURES)
     alpha = checks.number("alpha", alpha, 0, 1)
-    for name, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits), ("labels", labels)):
+    for name, value in (
+        ("student_logits", student_logits),
+        ("teacher_logits", teacher_logits),
+        ("labels", labels),
+    ):
         checks.instance(name, value, Tensor)
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or not student_logits.numel():
         raise ValueError(
@@ -63,7 +73,9 @@ def distillation_loss(
         )
     batch, classes = student_logits.shape
     if labels.dtype != torch.int64 or labels.shape != (batch,):
-        raise ValueError(f"labels must be one class index for each of {batch} pictures, got {labels.dtype}, {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be one class index for each of {batch} pictures, got {labels.dtype}, {tuple(labels.shape)}"
+        )
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
     # In float64: at a high temperature KL is a small difference of nearly equal numbers, which T^2 then magnifies.

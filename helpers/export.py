@@ -83,7 +83,13 @@ def to_onnx(model: nn.Module, path: str | os.PathLike, pictures: Split | None = 
         with converting(path, "torch.onnx"):
             batch = ({0: torch.export.Dim("batch", min=1, max=65_536)},)
             program = torch.onnx.export(
-                model, (_example(2),), dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=batch, verbose=False
+                model,
+                (_example(2),),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=batch,
+                verbose=False,
             )
             program.save(part)
         compare(onnx_logits(part, pictures), model, pictures, path, TOLERANCE)
@@ -199,7 +205,9 @@ def to_litert(
             settings = {}
             if int8:
                 model_, settings["quant_config"] = _calibrated(model, calibration)
-            litert_torch.convert(model_ if int8 else model, (_example(1),), **settings).export(os.fspath(part))
+            litert_torch.convert(model_ if int8 else model, (_example(1),), **settings).export(
+                os.fspath(part)
+            )
         answers = _answers(litert_session(part), pictures)
         if int8:
             agree(answers, predict(model, pictures), path, least)
@@ -257,7 +265,9 @@ def zipped_bytes(path: str | os.PathLike) -> int:
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
-def logits(path: str | os.PathLike, pictures: Split, *, threads: int | None = None, batch_size: int = 100) -> Tensor:
+def logits(
+    path: str | os.PathLike, pictures: Split, *, threads: int | None = None, batch_size: int = 100
+) -> Tensor:
     """Run an exported network in its own runtime on the CPU.
 
     Args:
@@ -285,7 +295,9 @@ def accuracy(path: str | os.PathLike, split: Split) -> Accuracy:
     return Accuracy(int((logits(path, split).argmax(1) == split.labels.cpu()).sum()), len(split))
 
 
-def latency(path: str | os.PathLike, *, threads: int | None = None, batch_size: int = 1, repeats: int = 100) -> dict:
+def latency(
+    path: str | os.PathLike, *, threads: int | None = None, batch_size: int = 1, repeats: int = 100
+) -> dict:
     """Time an exported network in its own runtime on the CPU, after a warm-up, on a random 3 x 32 x 32 picture.
 
     Args:
@@ -305,7 +317,9 @@ def latency(path: str | os.PathLike, *, threads: int | None = None, batch_size: 
     """
     checks.integer("repeats", repeats, 3)
     if existing(path, *SESSIONS).suffix != ".onnx" and checks.integer("batch_size", batch_size, 1) != 1:
-        raise ValueError(f"batch_size must be 1 for {path}, which takes one picture at a time; got {batch_size}")
+        raise ValueError(
+            f"batch_size must be 1 for {path}, which takes one picture at a time; got {batch_size}"
+        )
     threads = thread_count(threads)
     run = open_session(path, threads)
     images = _example(checks.integer("batch_size", batch_size, 1)).numpy()
@@ -341,13 +355,19 @@ def peak_memory(path: str | os.PathLike) -> dict[str, float]:
     """
     open_session(path, threads=1)  # says at once what is wrong, in this process
     command = [sys.executable, "-m", "helpers.sessions", os.fspath(Path(path).resolve())]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
+    )
     if done.returncode:
-        raise RuntimeError(f"{path} could not be loaded in a process of its own: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{path} could not be loaded in a process of its own: {done.stderr.strip()[-500:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def onnx_logits(path: str | os.PathLike, pictures: Split, *, threads: int | None = None, batch_size: int = 100) -> Tensor:
+def onnx_logits(
+    path: str | os.PathLike, pictures: Split, *, threads: int | None = None, batch_size: int = 100
+) -> Tensor:
     """Run an ONNX network with onnxruntime on the CPU: see ``logits``."""
     pictures = some("pictures", checks.instance("pictures", pictures, Split), "test")
     return _answers(onnx_session(path, threads), pictures, checks.integer("batch_size", batch_size, 1))
@@ -358,13 +378,20 @@ def onnx_accuracy(path: str | os.PathLike, split: Split) -> Accuracy:
     return accuracy(path, split)
 
 
-def onnx_latency(path: str | os.PathLike, *, threads: int | None = None, batch_size: int = 1, repeats: int = 100) -> dict:
+def onnx_latency(
+    path: str | os.PathLike, *, threads: int | None = None, batch_size: int = 1, repeats: int = 100
+) -> dict:
     """Time an ONNX network in onnxruntime on the CPU: see ``latency``."""
     return latency(path, threads=threads, batch_size=batch_size, repeats=repeats)
 
 
 def onnx_profile(
-    path: str | os.PathLike, *, threads: int | None = 1, batch_size: int = 1, repeats: int = 20, by: str = "operator"
+    path: str | os.PathLike,
+    *,
+    threads: int | None = 1,
+    batch_size: int = 1,
+    repeats: int = 20,
+    by: str = "operator",
 ) -> pd.DataFrame:
     """Ask onnxruntime's profiler where an ONNX network's time goes.
 
@@ -403,12 +430,20 @@ def onnx_profile(
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
     nodes = [event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= runs[1]]
-    places = pd.DataFrame([_as_row(node) for node in nodes]).groupby(["name", "node", "operator", "input"], as_index=False, sort=False)
-    table = places["microseconds"].median()  # of a mean, a single interruption by another program could be the largest part
+    places = pd.DataFrame([_as_row(node) for node in nodes]).groupby(
+        ["name", "node", "operator", "input"], as_index=False, sort=False
+    )
+    table = places[
+        "microseconds"
+    ].median()  # of a mean, a single interruption by another program could be the largest part
     if by == "operator":
-        table = table.groupby("operator", as_index=False).agg(calls=("microseconds", "size"), microseconds=("microseconds", "sum"))
+        table = table.groupby("operator", as_index=False).agg(
+            calls=("microseconds", "size"), microseconds=("microseconds", "sum")
+        )
     table["share"] = table["microseconds"] / table["microseconds"].sum()
-    return table.drop(columns="name", errors="ignore").sort_values("microseconds", ascending=False, ignore_index=True)
+    return table.drop(columns="name", errors="ignore").sort_values(
+        "microseconds", ascending=False, ignore_index=True
+    )
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
@@ -417,7 +452,11 @@ def onnx_profile(
 def _as_row(node: dict) -> dict[str, str | int]:
     """Return what onnxruntime's profiler says of one call of a node, without the marks that it hangs on a fused node's name."""
     name = re.sub(r"(_nchwc|_token_\d+)+$", "", node["name"].removesuffix("_kernel_time"))
-    shapes = [" x ".join(map(str, shape)) for kind in node["args"].get("input_type_shape", ())[:1] for shape in kind.values()]
+    shapes = [
+        " x ".join(map(str, shape))
+        for kind in node["args"].get("input_type_shape", ())[:1]
+        for shape in kind.values()
+    ]
     row = {"name": node["name"], "node": name, "operator": node["args"]["op_name"]}
     return row | {"input": "".join(shapes), "microseconds": node["dur"]}
 
@@ -435,12 +474,16 @@ class _Reader:
 
 def _example(batch_size: int) -> Tensor:
     """Return random pictures, B x 3 x 32 x 32: the values do not matter to a trace or a clock."""
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((batch_size, 3, 32, 32), dtype=np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(0).standard_normal((batch_size, 3, 32, 32), dtype=np.float32)
+    )
 
 
 def _answers(run: Session, pictures: Split, batch_size: int = 100) -> Tensor:
     """Return the logits that ``run`` gives for every picture: N x classes, float32."""
-    return torch.cat([torch.from_numpy(run(images.contiguous().numpy())) for images, _ in batches(pictures, batch_size)])
+    return torch.cat(
+        [torch.from_numpy(run(images.contiguous().numpy())) for images, _ in batches(pictures, batch_size)]
+    )
 
 
 def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object]:

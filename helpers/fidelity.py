@@ -30,7 +30,9 @@ def default_data() -> Data:
     return load_data("auto")
 
 
-def target(path: str | os.PathLike, suffix: str, model: nn.Module | None, pictures: Split | None) -> tuple[Path, Split]:
+def target(
+    path: str | os.PathLike, suffix: str, model: nn.Module | None, pictures: Split | None
+) -> tuple[Path, Split]:
     """Check what every exporter takes.
 
     Args:
@@ -73,7 +75,12 @@ def frozen(model: nn.Module) -> nn.Module:
     ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of memory
     (https://github.com/google-ai-edge/litert-torch/issues/1238).
     """
-    return copy.deepcopy(checks.instance("model", model, nn.Module)).cpu().to(memory_format=torch.contiguous_format).eval()
+    return (
+        copy.deepcopy(checks.instance("model", model, nn.Module))
+        .cpu()
+        .to(memory_format=torch.contiguous_format)
+        .eval()
+    )
 
 
 @contextmanager

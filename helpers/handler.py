@@ -63,7 +63,11 @@ class PictureHandler:
             with torch.inference_mode():
                 probabilities = self.model(torch.stack(pictures)).softmax(1)
             for place, (probability, label) in zip(places, zip(*(t.tolist() for t in probabilities.max(1)))):  # noqa: B905
-                answers[place] = {"class": self.settings["classes"][label], "label": label, "probability": probability}
+                answers[place] = {
+                    "class": self.settings["classes"][label],
+                    "label": label,
+                    "probability": probability,
+                }
         return answers
 
     def read(self, data: object) -> torch.Tensor:
@@ -81,7 +85,9 @@ class PictureHandler:
                 warnings.simplefilter("ignore")
                 image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))  # reads the header only
             if image.width * image.height > MAX_PIXELS:
-                raise self.Refused(413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}")
+                raise self.Refused(
+                    413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
+                )
             image, size = image.convert("RGB"), self.settings["size"]
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -90,6 +96,8 @@ class PictureHandler:
         except Image.DecompressionBombError:
             raise self.Refused(413, f"the picture has too many pixels; allowed are {MAX_PIXELS:,}") from None
         except Exception as error:  # a damaged file makes Pillow raise nearly anything, and must not cost the others their answers
-            raise self.Refused(400, f"the body is not a PNG or JPEG file that can be read ({type(error).__name__})") from None
+            raise self.Refused(
+                400, f"the body is not a PNG or JPEG file that can be read ({type(error).__name__})"
+            ) from None
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
         return (pixels.permute(2, 0, 1).float() / 255 - self.mean) / self.std

@@ -75,10 +75,14 @@ def energy(singular_values: Tensor) -> Tensor:
         ValueError: not a vector of at least one finite, non-negative number.
     """
     if not isinstance(singular_values, Tensor):
-        singular_values = torch.tensor(checks.numbers("singular_values", singular_values), dtype=torch.float64)
+        singular_values = torch.tensor(
+            checks.numbers("singular_values", singular_values), dtype=torch.float64
+        )
     values = checks.tensor("singular_values", singular_values).to(torch.float64)
     if values.ndim != 1 or (values < 0).any() or (values > 1e150).any():  # whose squares would overflow
-        raise ValueError(f"singular_values must be a vector of numbers in [0, 1e150], got shape {tuple(values.shape)}")
+        raise ValueError(
+            f"singular_values must be a vector of numbers in [0, 1e150], got shape {tuple(values.shape)}"
+        )
     kept = values.square().cumsum(0)
     return kept / kept[-1] if kept[-1] > 0 else torch.ones_like(kept)
 
@@ -125,7 +129,9 @@ class Factors:
     mean: Tensor | None = None
 
 
-def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tensor, Tensor] | None = None) -> Factors:
+def decompose(
+    module: nn.Module, scheme: str = "channel", responses: tuple[Tensor, Tensor] | None = None
+) -> Factors:
     """Take a layer's matrix apart by its singular values, or by the principal components of its responses.
 
     The second is data-aware: of all matrices of rank r, projecting the responses on their first r principal components
@@ -149,16 +155,25 @@ def decompose(module: nn.Module, scheme: str = "channel", responses: tuple[Tenso
     groups, rows, _ = matrix.shape
     if scheme != "channel" or mean.shape != (groups, rows) or covariance.shape != (groups, rows, rows):
         wanted = f"{(groups, rows)} and {(groups, rows, rows)}, scheme channel"
-        raise ValueError(f"responses must have the shapes {wanted}; got {tuple(mean.shape)} and {tuple(covariance.shape)}, scheme {scheme}")
+        raise ValueError(
+            f"responses must have the shapes {wanted}; got {tuple(mean.shape)} and {tuple(covariance.shape)}, scheme {scheme}"
+        )
     variances, directions = torch.linalg.eigh(covariance.cpu().double())
     rank = min(matrix.shape[1:])
     directions = directions.flip(2)[:, :, :rank]
     right = matrix.mT @ directions  # columns x rank: what each direction reads from the inputs
     root = right.norm(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-    return Factors(directions * root, right / root, variances.flip(1)[:, :rank].clamp_min(0).sum(0).sqrt(), mean.cpu().double())
+    return Factors(
+        directions * root,
+        right / root,
+        variances.flip(1)[:, :rank].clamp_min(0).sum(0).sqrt(),
+        mean.cpu().double(),
+    )
 
 
-def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> dict[str, tuple[Tensor, Tensor]]:
+def responses(
+    model: nn.Module, pictures: Split, skip: Iterable[str] = ()
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the mean and covariance of every layer's outputs (bias left out) over ``pictures``, by layer name.
 
     Args:
@@ -175,11 +190,15 @@ def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> di
             groups = getattr(layer, "groups", 1)
             outputs = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
             rows = outputs.reshape(-1, groups, outputs.shape[-1] // groups).transpose(0, 1)
-            wide = rows.float() if rows.device.type == "mps" else rows.double()  # Apple's GPUs have no float64
+            wide = (
+                rows.float() if rows.device.type == "mps" else rows.double()
+            )  # Apple's GPUs have no float64
             if layer.bias is not None:
                 wide = wide - layer.bias.detach().to(wide.dtype).view(groups, 1, -1)
             new = [wide.shape[1], wide.sum(1).cpu().double(), (wide.mT @ wide).cpu().double()]
-            sums[name] = [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+            sums[name] = (
+                [old + more for old, more in zip(sums[name], new, strict=True)] if name in sums else new
+            )
 
         return hook
 
@@ -191,7 +210,8 @@ def responses(model: nn.Module, pictures: Split, skip: Iterable[str] = ()) -> di
             hook.remove()
     means = {name: total / count for name, (count, total, _) in sums.items()}
     return {
-        name: (means[name], square / count - means[name][:, :, None] * means[name][:, None]) for name, (count, _, square) in sums.items()
+        name: (means[name], square / count - means[name][:, :, None] * means[name][:, None])
+        for name, (count, _, square) in sums.items()
     }
 
 
@@ -254,7 +274,10 @@ def _options(
     positions = _positions(model, layers, input_shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     return {
-        name: [_Option(layer, one, decompose(layer, one, seen.get(name)), *positions[name], round_to) for one in _schemes(layer, scheme)]
+        name: [
+            _Option(layer, one, decompose(layer, one, seen.get(name)), *positions[name], round_to)
+            for one in _schemes(layer, scheme)
+        ]
         for name, layer in layers.items()
     }
 
@@ -266,27 +289,39 @@ def _schemes(layer: nn.Module, scheme: str) -> tuple[str, ...]:
 
 
 def _choose(
-    options: dict[str, list[_Option]], energy: float, budget: float | tuple[float, float] | None = None, count: str = "parameters"
+    options: dict[str, list[_Option]],
+    energy: float,
+    budget: float | tuple[float, float] | None = None,
+    count: str = "parameters",
 ) -> pd.DataFrame:
     """Choose scheme and rank of every layer, by energy or by budget."""
     checks.number("energy", energy, 0, 1, open_low=True)
     checks.choice("count", count, ("parameters", "macs", "both"))
     if budget is None:
-        chosen = {name: min(((one, one.rank_for(energy)) for one in some), key=_cost) for name, some in options.items()}
+        chosen = {
+            name: min(((one, one.rank_for(energy)) for one in some), key=_cost)
+            for name, some in options.items()
+        }
         worthwhile = {name: option.saves(rank) for name, (option, rank) in chosen.items()}
     else:
         counts = ("parameters", "macs") if count == "both" else (count,)
         shares = tuple(budget) if isinstance(budget, (tuple, list)) else (budget,) * len(counts)
         if len(shares) != len(counts):
-            raise ValueError(f'budget must be one number, or a pair with count "both"; got {budget!r} with count {count!r}')
+            raise ValueError(
+                f'budget must be one number, or a pair with count "both"; got {budget!r} with count {count!r}'
+            )
         plans = [
-            _spend(options, checks.number("budget", share, 0, 1, open_low=True), one) for share, one in zip(shares, counts, strict=True)
+            _spend(options, checks.number("budget", share, 0, 1, open_low=True), one)
+            for share, one in zip(shares, counts, strict=True)
         ]
         worthwhile = {name: any(split[name] for _, split in plans) for name in options}
         chosen = {  # the smaller of what the plans leave of a layer
-            name: min((plan[name] for plan, split in plans if split[name] or not worthwhile[name]), key=_size) for name in options
+            name: min((plan[name] for plan, split in plans if split[name] or not worthwhile[name]), key=_size)
+            for name in options
         }
-    rows = [option.row(name, rank) | {"worthwhile": worthwhile[name]} for name, (option, rank) in chosen.items()]
+    rows = [
+        option.row(name, rank) | {"worthwhile": worthwhile[name]} for name, (option, rank) in chosen.items()
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -331,7 +366,15 @@ class _Option:
     def macs(self, rank: int) -> int:
         groups, rows, columns = matricize(self.layer, self.scheme).shape
         first, second = (rows * self.tall, columns) if self.scheme == "spatial" else (rows, columns)
-        return groups * rank * (first + second * self.positions if self.scheme == "spatial" else (first + second) * self.positions)
+        return (
+            groups
+            * rank
+            * (
+                first + second * self.positions
+                if self.scheme == "spatial"
+                else (first + second) * self.positions
+            )
+        )
 
     def saves(self, rank: int) -> bool:
         return self.size(rank) < self.parameters and self.macs(rank) <= self.positions * self.parameters
@@ -356,12 +399,17 @@ class _Option:
         }
 
 
-def _spend(options: dict[str, list[_Option]], budget: float, count: str) -> tuple[dict[str, tuple[_Option, int]], dict[str, bool]]:
+def _spend(
+    options: dict[str, list[_Option]], budget: float, count: str
+) -> tuple[dict[str, tuple[_Option, int]], dict[str, bool]]:
     """Choose ranks with the largest sum of energies that cost at most ``budget`` (a share of the whole), by one price for all layers.
 
     At a price, every layer takes the rank (or stays whole) that maximises its energy less what it costs; the price is bisected.
     """
-    whole = {name: some[0].parameters * (some[0].positions if count == "macs" else 1) for name, some in options.items()}
+    whole = {
+        name: some[0].parameters * (some[0].positions if count == "macs" else 1)
+        for name, some in options.items()
+    }
     total = sum(whole.values())
 
     def choose(price: float) -> tuple[float, dict[str, tuple[_Option, int]], dict[str, bool]]:
@@ -383,14 +431,21 @@ def _spend(options: dict[str, list[_Option]], budget: float, count: str) -> tupl
 
     low, high = -30.0, 60.0  # logarithms of the price
     if choose(math.exp(high))[0] > budget:
-        raise ValueError(f"budget must be at least {choose(math.exp(high))[0]:.4f}, what the lowest ranks cost, got {budget!r}")
+        raise ValueError(
+            f"budget must be at least {choose(math.exp(high))[0]:.4f}, what the lowest ranks cost, got {budget!r}"
+        )
     if choose(math.exp(low))[0] <= budget:
         high = low
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if choose(math.exp(middle))[0] <= budget else (middle, high)
     spent, chosen, worthwhile = choose(math.exp(high))
-    return _round_up({name: pair for name, pair in chosen.items() if worthwhile[name]}, (budget - spent) * total, count, chosen), worthwhile
+    return _round_up(
+        {name: pair for name, pair in chosen.items() if worthwhile[name]},
+        (budget - spent) * total,
+        count,
+        chosen,
+    ), worthwhile
 
 
 def _round_up(
@@ -413,10 +468,15 @@ def _round_up(
         chosen[name], left = (option, rank + option.round_to), left - cost
 
 
-def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequence[int] | None) -> dict[str, tuple[int, int]]:
+def _positions(
+    model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequence[int] | None
+) -> dict[str, tuple[int, int]]:
     """Return how many outputs each weight of a layer works for, and each of its k x 1 part in the spatial scheme."""
     if input_shape is None:
-        return {name: (1, layer.stride[1] if isinstance(layer, nn.Conv2d) else 1) for name, layer in layers.items()}
+        return {
+            name: (1, layer.stride[1] if isinstance(layer, nn.Conv2d) else 1)
+            for name, layer in layers.items()
+        }
     found = dict.fromkeys(layers, (0, 0))
 
     def note(name: str) -> Callable:
@@ -432,7 +492,9 @@ def _positions(model: nn.Module, layers: dict[str, nn.Module], input_shape: Sequ
         with evaluating(model):
             model(torch.zeros(checks.shape("input_shape", input_shape)).to(next(model.parameters())))
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"input_shape must suit the model, or be None; got {tuple(input_shape)} ({error})") from error
+        raise ValueError(
+            f"input_shape must suit the model, or be None; got {tuple(input_shape)} ({error})"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -451,7 +513,9 @@ def factorizable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Mod
     owners: dict[int, str] = {}
     for name, layer in layers.items():
         if owners.setdefault(id(layer.weight), name) != name and name not in skip:
-            raise ValueError(f"skip must name {name}, which shares its weights with {owners[id(layer.weight)]}")
+            raise ValueError(
+                f"skip must name {name}, which shares its weights with {owners[id(layer.weight)]}"
+            )
     for name in skip:
         checks.choice("skip", name, layers)
     return {name: layer for name, layer in layers.items() if name not in skip}
@@ -510,13 +574,22 @@ def _build(module: nn.Module, factors: Factors, rank: int, scheme: str) -> nn.Se
 def _convolutions(module: nn.Conv2d, channels: int, scheme: str, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
     """Return the two convolutions with the geometry of ``module`` shared between them, ``channels`` wide in the middle."""
     own = {"groups": module.groups, "padding_mode": module.padding_mode}
-    shape = {"kernel_size": module.kernel_size, "stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    shape = {
+        "kernel_size": module.kernel_size,
+        "stride": module.stride,
+        "padding": module.padding,
+        "dilation": module.dilation,
+    }
     if scheme == "channel":
         first = nn.Conv2d(module.in_channels, channels, **shape, bias=False, **own)
         return first, nn.Conv2d(channels, module.out_channels, 1, bias=bias, groups=module.groups)
     neutral = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    tall = {key: value if isinstance(value, str) else (value[0], neutral[key]) for key, value in shape.items()}
-    wide = {key: value if isinstance(value, str) else (neutral[key], value[1]) for key, value in shape.items()}
+    tall = {
+        key: value if isinstance(value, str) else (value[0], neutral[key]) for key, value in shape.items()
+    }
+    wide = {
+        key: value if isinstance(value, str) else (neutral[key], value[1]) for key, value in shape.items()
+    }
     first = nn.Conv2d(module.in_channels, channels, **tall, bias=False, **own)
     return first, nn.Conv2d(channels, module.out_channels, **wide, bias=bias, **own)
 
@@ -562,11 +635,16 @@ def factorize(
     checks.choice("count", count, ("parameters", "macs", "both"))
     if ranks is not None:
         return _by_hand(model, ranks, skip, scheme, pictures)
-    options = _options(model, scheme, skip, round_to, pictures, None if count == "parameters" else input_shape)
+    options = _options(
+        model, scheme, skip, round_to, pictures, None if count == "parameters" else input_shape
+    )
     plan = _choose(options, energy, budget, count)
     alone = plan[~plan["worthwhile"]]["layer"]
     if len(alone) and budget is None:
-        warnings.warn(f"left alone, since two parts would be no smaller at energy {energy:g}: {', '.join(alone)}", stacklevel=2)
+        warnings.warn(
+            f"left alone, since two parts would be no smaller at energy {energy:g}: {', '.join(alone)}",
+            stacklevel=2,
+        )
     return _apply(model, plan, options)
 
 
@@ -579,12 +657,16 @@ def _apply(model: nn.Module, plan: pd.DataFrame, options: dict[str, list[_Option
         if not row.layer:
             return parts
         whole = result.get_submodule(row.layer)
-        for name in [name for name, layer in result.named_modules(remove_duplicate=False) if layer is whole]:  # it may have two names
+        for name in [
+            name for name, layer in result.named_modules(remove_duplicate=False) if layer is whole
+        ]:  # it may have two names
             result.set_submodule(name, parts)
     return result
 
 
-def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], scheme: str, pictures: Split | None) -> nn.Module:
+def _by_hand(
+    model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], scheme: str, pictures: Split | None
+) -> nn.Module:
     checks.choice("scheme", scheme, (*SCHEMES, "auto"))
     layers = factorizable(model, skip)
     checks.names("ranks", checks.instance("ranks", ranks, Mapping))
@@ -592,7 +674,11 @@ def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], sc
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     for name in ranks:
         checks.choice("ranks", name, layers)
-    seen = {} if pictures is None else responses(model, pictures, [name for name in factorizable(model) if name not in ranks])
+    seen = (
+        {}
+        if pictures is None
+        else responses(model, pictures, [name for name in factorizable(model) if name not in ranks])
+    )
     rows, options = [], {}
     for name, rank in ranks.items():
         layer = layers[name]
@@ -600,7 +686,9 @@ def _by_hand(model: nn.Module, ranks: Mapping[str, int], skip: Iterable[str], sc
         rank = checks.integer(f"ranks[{name!r}]", rank, 1, min(matricize(layer, one).shape[1:]))
         before, after = layer.weight.numel(), factorized_size(layer, rank, one)
         if after >= before:
-            warnings.warn(f"layer {name} grows from {before:,} to {after:,} weights at rank {rank}", stacklevel=3)
+            warnings.warn(
+                f"layer {name} grows from {before:,} to {after:,} weights at rank {rank}", stacklevel=3
+            )
         options[name] = [_Option(layer, one, decompose(layer, one, seen.get(name)), 1, 1, 1)]
         rows.append({"layer": name, "scheme": one, "rank": rank, "worthwhile": True})
     return _apply(model, pd.DataFrame(rows, columns=["layer", "scheme", "rank", "worthwhile"]), options)
@@ -644,7 +732,11 @@ def sweep(
         plan = _choose(options, value) if column == "energy" else _choose(options, 1.0, value, count)
         thinner = _apply(model, plan, options)
         accuracy = evaluate(thinner, split, precision=precision)
-        row = {column: value, "parameters": count_parameters(thinner), "macs": count_macs(thinner, (1, *split.images.shape[1:]))}
+        row = {
+            column: value,
+            "parameters": count_parameters(thinner),
+            "macs": count_macs(thinner, (1, *split.images.shape[1:])),
+        }
         row |= {"correct": accuracy.correct, "total": accuracy.total, "accuracy": float(accuracy)}
         ranks = {one.layer: int(one.rank) if one.worthwhile else 0 for one in plan.itertuples()}
         rows.append(row | {"ranks": ranks})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -12,19 +11,25 @@ from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from helpers import checks
-from helpers.storage import LARGEST, STORAGES, pack, unpack
+from helpers.files import WAY_OUT, CheckpointError, digest, fingerprint, read_safetensors, write_safetensors
+from helpers.storage import STORAGES, pack, unpack
 
 FORMAT = "neural-network-compression/1"
-
-
-class CheckpointError(ValueError):
-    """A model file is missing, truncated, altered or not one of ours; the message names it and the way out."""
+__all__ = [
+    "MODELS",
+    "CheckpointError",
+    "build",
+    "digest",
+    "fingerprint",
+    "load",
+    "read_safetensors",
+    "save",
+    "write_safetensors",
+]
 
 
 # -- architectures ---------------------------------------------------------------------------------------------------
@@ -105,7 +110,15 @@ def _residual_convnet(widths: Sequence[int], blocks: Sequence[int]) -> Callable[
 def _mobilenet_student(num_classes: int) -> nn.Module:
     """Inverted residuals with depthwise convolutions (Sandler 2018, MobileNetV2), sized for 32 x 32 pictures."""
     layers, inputs = _conv(3, 16), 16
-    for expansion, outputs, stride in ((2, 24, 2), (4, 24, 1), (4, 40, 2), (4, 40, 1), (4, 40, 1), (4, 80, 2), (4, 80, 1)):
+    for expansion, outputs, stride in (
+        (2, 24, 2),
+        (4, 24, 1),
+        (4, 40, 2),
+        (4, 40, 1),
+        (4, 40, 1),
+        (4, 80, 2),
+        (4, 80, 1),
+    ):
         layers.append(InvertedResidual(inputs, outputs, stride, expansion))
         inputs = outputs
     layers += [nn.Conv2d(inputs, 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6(inplace=True)]
@@ -126,7 +139,9 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet50": _resnet("resnet50"),
     "small_convnet": _residual_convnet((32, 64, 128, 256), (1, 1, 1)),
     "tiny_convnet": _residual_convnet((24, 48, 96, 184), (1, 1, 1)),
-    "micro_convnet": _residual_convnet((16, 32, 64), (4, 2)),  # few parameters make few errors where they are deep, not wide
+    "micro_convnet": _residual_convnet(
+        (16, 32, 64), (4, 2)
+    ),  # few parameters make few errors where they are deep, not wide
     "mobilenet_student": _mobilenet_student,
     "vgg19_imagenet": _vgg19_imagenet,
 }
@@ -187,7 +202,9 @@ def _scale(model: nn.Module, width: float, num_classes: int) -> None:
             if layer.groups > 1:
                 settings["groups"] = scaled(layer.groups)
         elif isinstance(layer, nn.Linear):
-            spatial = 49 if layer.in_features == 512 * 49 else 1  # the ImageNet classifier sees 512 channels at 7 x 7
+            spatial = (
+                49 if layer.in_features == 512 * 49 else 1
+            )  # the ImageNet classifier sees 512 channels at 7 x 7
             settings["in_features"] = scaled(layer.in_features // spatial) * spatial
             settings["out_features"] = num_classes if name == classifier else scaled(layer.out_features)
         else:
@@ -211,7 +228,16 @@ def _initialize(model: nn.Module) -> None:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.Conv2d: (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ),
     nn.Linear: ("in_features", "out_features"),
     nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
 }
@@ -229,10 +255,16 @@ def _settings(layer: nn.Module) -> dict | None:
 def _layers(model: nn.Module) -> dict[str, dict]:
     """Describe every layer that has weights: {qualified name: {"type": ..., constructor arguments}}."""
     described = {name: (type(layer).__name__, _settings(layer)) for name, layer in model.named_modules()}
-    return {name: {"type": kind, **settings} for name, (kind, settings) in described.items() if settings is not None}
+    return {
+        name: {"type": kind, **settings}
+        for name, (kind, settings) in described.items()
+        if settings is not None
+    }
 
 
-def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = None, storage: str = "dense") -> Path:
+def save(
+    model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = None, storage: str = "dense"
+) -> Path:
     """Write a network to a safetensors file that ``load`` turns back into the same network.
 
     The recipe (name, width, and the shape of every layer) and a SHA-256 of the weights stand in the file's
@@ -256,7 +288,9 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
         OSError: the file cannot be written; an older file of that name is left as it was.
     """
     if not isinstance(getattr(model, "recipe", None), dict):
-        raise TypeError(f"model must come from helpers.models.build (it has no .recipe), got {type(model).__name__}")
+        raise TypeError(
+            f"model must come from helpers.models.build (it has no .recipe), got {type(model).__name__}"
+        )
     path = checks.path("path", path, ".safetensors")
     checks.choice("storage", storage, STORAGES)
     if dtype is not None and not checks.instance("dtype", dtype, torch.dtype).is_floating_point:
@@ -264,15 +298,24 @@ def save(model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = 
     tensors = {}
     for name, tensor in model.state_dict().items():
         kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        if dtype is not None and tensor.is_floating_point() and not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
+        if (
+            dtype is not None
+            and tensor.is_floating_point()
+            and not torch.equal(tensor.isfinite().cpu(), kept.isfinite())
+        ):
             raise ValueError(f"dtype must hold every weight, but {name} overflows {dtype}")
         tensors[name] = kept.clone()
     recipe = json.dumps({**model.recipe, "layers": _layers(model)})
     twin = _follow(recipe)
-    mine, theirs = ({name: (type(layer), len(list(layer.children()))) for name, layer in m.named_modules()} for m in (model, twin))
+    mine, theirs = (
+        {name: (type(layer), len(list(layer.children()))) for name, layer in m.named_modules()}
+        for m in (model, twin)
+    )
     for name in mine | theirs:
         if mine.get(name) != theirs.get(name):
-            raise ValueError(f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back")
+            raise ValueError(
+                f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back"
+            )
     metadata = {"format": FORMAT, "recipe": recipe, "sha256": digest(tensors, recipe)}
     if storage != "dense":
         unpacked = tensors
@@ -292,85 +335,45 @@ def load(path: str | os.PathLike) -> nn.Module:
     path = checks.path("path", path)
     metadata, tensors = read_safetensors(path)
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a model of this project (format {metadata.get('format')!r}). {_WAY_OUT}")
+        raise CheckpointError(
+            f"{path} is not a model of this project (format {metadata.get('format')!r}). {WAY_OUT}"
+        )
     if "packed" in metadata:
         try:
             packed, expected = json.loads(metadata["packed"]), _follow(metadata["recipe"]).state_dict()
             if any(tuple(about["shape"]) != tuple(expected[name].shape) for name, about in packed.items()):
-                raise ValueError("their shapes are not those of the recipe")  # said before a few bytes become gigabytes
+                raise ValueError(
+                    "their shapes are not those of the recipe"
+                )  # said before a few bytes become gigabytes
             tensors = unpack(tensors, packed, metadata.get("storage", ""))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"{path} holds packed weights that do not fit together ({error}). {_WAY_OUT}") from error
+            raise CheckpointError(
+                f"{path} holds packed weights that do not fit together ({error}). {WAY_OUT}"
+            ) from error
     if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "") + metadata.get("packed", "")):
-        raise CheckpointError(f"{path} is altered: its contents do not match the checksum in its header. {_WAY_OUT}")
+        raise CheckpointError(
+            f"{path} is altered: its contents do not match the checksum in its header. {WAY_OUT}"
+        )
     try:
         model = _follow(metadata["recipe"])
-        theirs, ours = ({name: (t.shape, t.is_floating_point()) for name, t in some.items()} for some in (tensors, model.state_dict()))
+        theirs, ours = (
+            {name: (t.shape, t.is_floating_point()) for name, t in some.items()}
+            for some in (tensors, model.state_dict())
+        )
         if theirs != ours:
             raise ValueError("the recipe does not describe the weights")
         model.to_empty(device="cpu")
-        model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
+        model.load_state_dict(
+            {
+                name: tensor.float() if tensor.is_floating_point() else tensor
+                for name, tensor in tensors.items()
+            }
+        )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} has a recipe this version cannot follow ({error}). {_WAY_OUT}") from error
+        raise CheckpointError(
+            f"{path} has a recipe this version cannot follow ({error}). {WAY_OUT}"
+        ) from error
     return model.eval()
-
-
-_WAY_OUT = "Way out: fetch the file anew, or train and save it again."
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a safetensors file's metadata and tensors.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or not safetensors.
-    """
-    try:
-        if path.stat().st_size > 8 * LARGEST:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any model of this project. {_WAY_OUT}")
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()  # safe_open cannot be iterated
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. {_WAY_OUT}") from None
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated, altered or not a safetensors file ({error}). {_WAY_OUT}") from error
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors and metadata to a safetensors file, whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written; an older file of that name is left as it was.
-    """
-    with checks.atomic_path(path) as part:
-        try:
-            save_file(tensors, part, metadata)
-        except SafetensorError as error:  # a full disk, too
-            raise OSError(str(error)) from error
-
-
-def fingerprint(path: str | os.PathLike) -> str:
-    """Say which weights a file of ``save`` holds: "sha256:" and the first ten digits of the checksum in it.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or not one of ours.
-    """
-    path = checks.path("path", path)
-    found = read_safetensors(path)[0].get("sha256")
-    if not found:
-        raise CheckpointError(f"{path} holds no checksum: it was not written by models.save. {_WAY_OUT}")
-    return f"sha256:{found[:10]}"
-
-
-def digest(tensors: dict[str, Tensor], text: str = "") -> str:
-    """Return the SHA-256 of ``text`` and of every tensor with its name, in hexadecimal."""
-    sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        sha.update(name.encode())
-        sha.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 def _follow(recipe: str) -> nn.Module:
@@ -388,7 +391,9 @@ def _reshape(model: nn.Module, layers: dict[str, dict]) -> None:
     kinds = {kind.__name__: kind for kind in SETTINGS}
     current = _layers(model)
     for name, settings in layers.items():
-        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        arguments = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+        }
         if arguments == current.get(name):
             continue
         sizes = [v for k, v in arguments.items() if k.endswith(("channels", "features"))]

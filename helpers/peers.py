@@ -27,7 +27,9 @@ SPARSITY, SMALLER, CHANNEL_TOLERANCE = (
 Compressed = tuple[nn.Module, Sequence[Callback]]
 
 
-def train(model: nn.Module, data: Data, loss: Loss, epochs: int, lr: float, callbacks: Sequence[Callback] = ()) -> None:
+def train(
+    model: nn.Module, data: Data, loss: Loss, epochs: int, lr: float, callbacks: Sequence[Callback] = ()
+) -> None:
     """Train a compressed network on, in place: the same for all that are compared."""
     checks.instance("data", data, Data)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))
@@ -48,10 +50,14 @@ def in_order(order: str, model: nn.Module, data: Data, loss: Loss, epochs: int, 
     steps = checks.choice("order", order, ORDERS).split(", ")
     for step in steps:
         if step == "factorize":
-            model = low_rank.factorize(model, budget=1 / SMALLER, count="both", round_to=8, pictures=data.train.take(slice(0, 300)))
+            model = low_rank.factorize(
+                model, budget=1 / SMALLER, count="both", round_to=8, pictures=data.train.take(slice(0, 300))
+            )
             train(model, data, loss, half, lr)
         elif step == "prune":
-            train(model, data, loss, half, lr, [pruning.GradualPruner(pruning.PolynomialSchedule(0.6, end=0.7))])
+            train(
+                model, data, loss, half, lr, [pruning.GradualPruner(pruning.PolynomialSchedule(0.6, end=0.7))]
+            )
         elif step != steps[-1]:
             model = quantization.round_weights(model, 8)
     return model
@@ -64,7 +70,9 @@ def on_grid(model: nn.Module, bits: int = 8) -> float:
     for weight in pruning.prunable(model).values():
         weight = weight.detach()
         alive = weight != 0
-        step = weight.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1)) / (2 ** (bits - 1) - 1)
+        step = weight.abs().flatten(1).amax(1).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1)) / (
+            2 ** (bits - 1) - 1
+        )
         off = (weight - quantization.round_to_grid(weight, bits)).abs() / step
         on, total = on + int(((off < 1e-3) & alive).sum()), total + int(alive.sum())
     return on / max(1, total)
@@ -87,7 +95,9 @@ def torch_prune(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compr
 
 def gradual_pruner(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compressed:
     """90% zeros by our GradualPruner."""
-    return checks.instance("model", model, nn.Module), [pruning.GradualPruner(pruning.PolynomialSchedule(SPARSITY, end=0.7))]
+    return checks.instance("model", model, nn.Module), [
+        pruning.GradualPruner(pruning.PolynomialSchedule(SPARSITY, end=0.7))
+    ]
 
 
 def channels_by_sensitivity(model: nn.Module, data: Data, ratios: dict[str, float]) -> Compressed:
@@ -127,22 +137,32 @@ def tensorly_tucker(model: nn.Module, data: Data, ratios: dict[str, float]) -> C
     """Four times fewer parameters by tensorly's Tucker-2 decomposition (Kim 2016), the same share of ranks in each convolution."""
     model = copy.deepcopy(model)
     goal = profiling.count_parameters(model) / SMALLER
-    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d) and layer.in_channels > 3}
+    convolutions = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 3
+    }
     rest = profiling.count_parameters(model) - sum(layer.weight.numel() for layer in convolutions.values())
 
     def ranks(layer: nn.Conv2d, share: float) -> tuple[int, int]:
-        return max(8, 8 * round(share * layer.out_channels / 8)), max(8, 8 * round(share * layer.in_channels / 8))
+        return max(8, 8 * round(share * layer.out_channels / 8)), max(
+            8, 8 * round(share * layer.in_channels / 8)
+        )
 
     def parameters(share: float) -> int:
         total = rest
         for layer in convolutions.values():
             out, into = ranks(layer, share)
-            total += layer.in_channels * into + into * out * layer.weight[0, 0].numel() + out * layer.out_channels
+            total += (
+                layer.in_channels * into + into * out * layer.weight[0, 0].numel() + out * layer.out_channels
+            )
         return total
 
     share = max((step / 100 for step in range(1, 100) if parameters(step / 100) <= goal), default=None)
     if share is None:
-        raise ValueError(f"model must get down to {goal:,.0f} parameters by its convolutions, got {rest:,} outside them")
+        raise ValueError(
+            f"model must get down to {goal:,.0f} parameters by its convolutions, got {rest:,} outside them"
+        )
     for name, layer in convolutions.items():
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], _tucker(layer, *ranks(layer, share)))
@@ -155,7 +175,9 @@ def _tucker(layer: nn.Conv2d, out: int, into: int) -> nn.Sequential:
     from tensorly.decomposition import partial_tucker
 
     tensorly.set_backend("pytorch")
-    (core, (left, right)), _ = partial_tucker(layer.weight.detach(), rank=[out, into], modes=[0, 1], init="svd", n_iter_max=10)
+    (core, (left, right)), _ = partial_tucker(
+        layer.weight.detach(), rank=[out, into], modes=[0, 1], init="svd", n_iter_max=10
+    )
     first = nn.Conv2d(layer.in_channels, into, 1, bias=False)
     middle = nn.Conv2d(into, out, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=False)
     last = nn.Conv2d(out, layer.out_channels, 1, bias=layer.bias is not None)

@@ -22,7 +22,12 @@ FOLDER = "/data/local/tmp"  # the one folder on an Android phone that adb may wr
 
 
 def phone_commands(
-    path: str | os.PathLike, runner: str | os.PathLike, *, threads: int = 1, repeats: int = 50, device: str | None = None
+    path: str | os.PathLike,
+    runner: str | os.PathLike,
+    *,
+    threads: int = 1,
+    repeats: int = 50,
+    device: str | None = None,
 ) -> list[list[str]]:
     """Return the adb commands that push a file and its runner to a phone and time it there, in order.
 
@@ -49,16 +54,45 @@ def phone_commands(
     adb = ["adb", *(["-s", device] if device else [])]
     program, network = f"{FOLDER}/{runner.name}", f"{FOLDER}/{path.name}"
     commands = [[*adb, "push", os.fspath(runner), program], [*adb, "push", os.fspath(path), network]]
-    program, network = shlex.quote(program), shlex.quote(network)  # adb shell hands its words to a shell on the phone
+    program, network = (
+        shlex.quote(program),
+        shlex.quote(network),
+    )  # adb shell hands its words to a shell on the phone
     commands.append([*adb, "shell", "chmod", "+x", program])
     if path.suffix == ".tflite":
-        return [*commands, [*adb, "shell", program, f"--graph={network}", f"--num_threads={threads}", f"--num_runs={repeats}"]]
-    run = [program, f"--model_path={network}", f"--cpu_threads={threads}", f"--num_executions={repeats}", "--print_output=none"]
-    return [*commands, [*adb, "logcat", "-c"], [*adb, "shell", *run], [*adb, "logcat", "-d", "-s", "ExecuTorch:I"]]
+        return [
+            *commands,
+            [
+                *adb,
+                "shell",
+                program,
+                f"--graph={network}",
+                f"--num_threads={threads}",
+                f"--num_runs={repeats}",
+            ],
+        ]
+    run = [
+        program,
+        f"--model_path={network}",
+        f"--cpu_threads={threads}",
+        f"--num_executions={repeats}",
+        "--print_output=none",
+    ]
+    return [
+        *commands,
+        [*adb, "logcat", "-c"],
+        [*adb, "shell", *run],
+        [*adb, "logcat", "-d", "-s", "ExecuTorch:I"],
+    ]
 
 
 def run_on_phone(
-    path: str | os.PathLike, runner: str | os.PathLike, *, threads: int = 1, repeats: int = 50, device: str | None = None
+    path: str | os.PathLike,
+    runner: str | os.PathLike,
+    *,
+    threads: int = 1,
+    repeats: int = 50,
+    device: str | None = None,
 ) -> dict[str, float]:
     """Time a file on the connected phone; see ``phone_commands`` for the arguments. Not run on a phone by us.
 
@@ -84,7 +118,9 @@ def run_on_phone(
         printed = done.stdout + done.stderr
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}): {printed.strip()[-500:]}")
-    return parse_benchmark_model(printed) if Path(path).suffix == ".tflite" else parse_executor_runner(printed)
+    return (
+        parse_benchmark_model(printed) if Path(path).suffix == ".tflite" else parse_executor_runner(printed)
+    )
 
 
 def parse_benchmark_model(printed: str) -> dict[str, float]:
@@ -105,9 +141,14 @@ def parse_benchmark_model(printed: str) -> dict[str, float]:
     line = rf"Inference timings in us: Init: {number}, First inference: {number}, Warmup \(avg\): {number}, Inference \(avg\): {number}"
     found = re.search(line, checks.instance("printed", printed, str))
     if found is None:
-        raise ValueError(f"printed must hold benchmark_model's line 'Inference timings in us: ...', got {printed.strip()[-200:]!r}")
+        raise ValueError(
+            f"printed must hold benchmark_model's line 'Inference timings in us: ...', got {printed.strip()[-200:]!r}"
+        )
     result = {
-        name: float(value) / 1e3 for name, value in zip(("init_ms", "first_ms", "warmup_ms", "latency_ms"), found.groups(), strict=True)
+        name: float(value) / 1e3
+        for name, value in zip(
+            ("init_ms", "first_ms", "warmup_ms", "latency_ms"), found.groups(), strict=True
+        )
     }
     runs = re.findall(r"count=.*", printed[: found.start()])  # the warm-up's line, then the timed runs'
     facts = dict(re.findall(rf"(\w+)={number}", runs[-1])) if runs else {}
@@ -133,13 +174,20 @@ def parse_executor_runner(printed: str) -> dict[str, float]:
         ValueError: there is no such line.
     """
     number = r"(\d{1,15}(?:\.\d*)?)"
-    found = re.search(rf"Model executed successfully ([1-9]\d{{0,8}}) time\(s\) in {number} ms", checks.instance("printed", printed, str))
+    found = re.search(
+        rf"Model executed successfully ([1-9]\d{{0,8}}) time\(s\) in {number} ms",
+        checks.instance("printed", printed, str),
+    )
     if found is None:
-        raise ValueError(f"printed must hold executor_runner's line 'Model executed successfully ...', got {printed.strip()[-200:]!r}")
+        raise ValueError(
+            f"printed must hold executor_runner's line 'Model executed successfully ...', got {printed.strip()[-200:]!r}"
+        )
     repeats, total = int(found.group(1)), float(found.group(2))
     times = [float(time) for time in re.findall(rf"Iteration \d+ of \d+: {number} ms", printed)]
     load = re.search(rf"Model loaded in {number} ms", printed)
-    result = {"repeats": repeats, "latency_ms": total / repeats} | ({"load_ms": float(load.group(1))} if load else {})
+    result = {"repeats": repeats, "latency_ms": total / repeats} | (
+        {"load_ms": float(load.group(1))} if load else {}
+    )
     if times:
         later = times[1:] or times
         result |= {"first_ms": times[0], "latency_ms": statistics.median(later)}

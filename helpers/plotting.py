@@ -21,7 +21,9 @@ BLUE, ORANGE, GREEN, GRAY = COLORS[0], COLORS[1], COLORS[2], "0.55"
 def theme() -> None:
     """Set the look of every figure: a white ground that also reads in a dark theme, colour-blind-safe colours."""
     sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
-    plt.rcParams.update({"figure.facecolor": "white", "figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"figure.facecolor": "white", "figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}
+    )
 
 
 def where_it_goes(layers: pd.DataFrame) -> Figure:
@@ -33,10 +35,14 @@ def where_it_goes(layers: pd.DataFrame) -> Figure:
     shown = layers[layers["type"].isin(["Conv2d", "Linear"])]
     positions = range(len(shown))
     labels = [
-        f"{kind.removesuffix('2d').lower()} {tuple(shape[1:])}" for kind, shape in zip(shown["type"], shown["output_shape"], strict=True)
+        f"{kind.removesuffix('2d').lower()} {tuple(shape[1:])}"
+        for kind, shape in zip(shown["type"], shown["output_shape"], strict=True)
     ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained")
-    for axes, column, color, title in ((left, "bytes", BLUE, "share of the bytes"), (right, "latency_ms", ORANGE, "share of the time")):
+    for axes, column, color, title in (
+        (left, "bytes", BLUE, "share of the bytes"),
+        (right, "latency_ms", ORANGE, "share of the time"),
+    ):
         share = 100 * shown[column] / layers[column].sum()
         axes.barh(positions, share, color=color)
         axes.set(title=title, xlabel="% of the whole network")
@@ -52,7 +58,9 @@ def where_it_goes(layers: pd.DataFrame) -> Figure:
 def pictures(images: Tensor, titles: Sequence[str], columns: int = 8) -> Figure:
     """Draw uint8 pictures, N x 3 x H x W, in rows of ``columns``, each with its title."""
     rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.45 * rows), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(1.15 * columns, 1.45 * rows), squeeze=False, layout="constrained"
+    )
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
@@ -71,7 +79,9 @@ def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], 
         labels: N.
     """
     count = len(images)
-    figure, grid = plt.subplots(2, count, figsize=(2.1 * count, 4.4), height_ratios=[1, 1.5], layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        2, count, figsize=(2.1 * count, 4.4), height_ratios=[1, 1.5], layout="constrained", squeeze=False
+    )
     for column in range(count):
         top, bottom = grid[:, column]
         top.imshow(images[column].permute(1, 2, 0).numpy(), interpolation="bilinear")
@@ -82,7 +92,9 @@ def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], 
     return figure
 
 
-def temperature(effects: Mapping[float, Mapping[str, float | Tensor]], chosen: float, classes: Sequence[str], label: int) -> Figure:
+def temperature(
+    effects: Mapping[float, Mapping[str, float | Tensor]], chosen: float, classes: Sequence[str], label: int
+) -> Figure:
     """Draw what the slider of notebook 01 shows: probabilities at the chosen temperature, entropy and gradients over all.
 
     Args:
@@ -94,14 +106,23 @@ def temperature(effects: Mapping[float, Mapping[str, float | Tensor]], chosen: f
     grid = sorted(effects)
     here = effects[chosen]
     figure, (bars, entropy, gradient) = plt.subplots(1, 3, figsize=(10, 3.2))
-    figure.subplots_adjust(left=0.09, right=0.99, top=0.89, bottom=0.16, wspace=0.24)  # a fixed layout: a slider has no time to find one
+    figure.subplots_adjust(
+        left=0.09, right=0.99, top=0.89, bottom=0.16, wspace=0.24
+    )  # a fixed layout: a slider has no time to find one
     _probability_bars(bars, here["probabilities"], classes, label)
     bars.set_title(f"soft targets at T = {chosen:g}")
     entropy.plot(grid, [effects[t]["entropy"] for t in grid], color=BLUE)
     entropy.plot(chosen, here["entropy"], "o", color=ORANGE, markersize=9)
-    entropy.set(title=f"entropy: {here['entropy']:.2f} bits", xlabel="temperature", xscale="log", ylim=(0, None))
-    for key, style, name in (("gradient_scale", "-", "soft term"), ("scaled_gradient", "--", "soft term x T²")):
-        gradient.plot(grid, [effects[t][key] for t in grid], style, color=BLUE if style == "-" else GREEN, label=name)
+    entropy.set(
+        title=f"entropy: {here['entropy']:.2f} bits", xlabel="temperature", xscale="log", ylim=(0, None)
+    )
+    for key, style, name in (
+        ("gradient_scale", "-", "soft term"),
+        ("scaled_gradient", "--", "soft term x T²"),
+    ):
+        gradient.plot(
+            grid, [effects[t][key] for t in grid], style, color=BLUE if style == "-" else GREEN, label=name
+        )
         gradient.plot(chosen, here[key], "o", color=ORANGE, markersize=9)
     gradient.set(title="size of the gradient (T = 1 is 1)", xlabel="temperature", xscale="log", yscale="log")
     gradient.legend(fontsize=8)
@@ -144,7 +165,9 @@ def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
     for seed, row in table.iterrows():
         axes.plot([0, 1], [row[before], row[after]], "o-", color=GRAY, alpha=0.7)
         axes.text(1.04, row[after], f"seed {seed}", fontsize=8, va="center")
-    axes.plot([0, 1], [table[before].mean(), table[after].mean()], "o-", color=ORANGE, linewidth=3, label="mean")
+    axes.plot(
+        [0, 1], [table[before].mean(), table[after].mean()], "o-", color=ORANGE, linewidth=3, label="mean"
+    )
     axes.set_xticks([0, 1], [before, after])
     axes.set(xlim=(-0.25, 1.4), ylabel="test accuracy (%)")
     axes.legend(fontsize=8)
@@ -154,7 +177,9 @@ def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
 def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     """Draw a table of numbers as a heat map with the numbers in it; its index and column names label the axes."""
     width = 1.5 + 0.07 * max(len(str(name)) for name in table.index) + 0.75 * table.shape[1]
-    figure, axes = plt.subplots(figsize=(width, 1.2 + min(0.55, 5 / len(table)) * len(table)), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(width, 1.2 + min(0.55, 5 / len(table)) * len(table)), layout="constrained"
+    )
     sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": unit})
     axes.set_title(title)
     axes.grid(visible=False)
@@ -182,7 +207,9 @@ def matrices(tables: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = 
         masks: {title: of the same shape, True is kept}.
     """
     limit = max(float(table.abs().max()) for table in tables.values())
-    figure, grid = plt.subplots(1, len(tables), figsize=(3.4 * len(tables), 3.2), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        1, len(tables), figsize=(3.4 * len(tables), 3.2), squeeze=False, layout="constrained"
+    )
     for axes, (title, table) in zip(grid.flat, tables.items(), strict=True):
         hidden = None if masks is None or title not in masks else ~masks[title].numpy()
         style = {
@@ -195,7 +222,9 @@ def matrices(tables: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = 
             "linewidths": 1,
             "linecolor": "0.85",
         }
-        sns.heatmap(table.numpy(), mask=hidden, ax=axes, square=True, xticklabels=False, yticklabels=False, **style)
+        sns.heatmap(
+            table.numpy(), mask=hidden, ax=axes, square=True, xticklabels=False, yticklabels=False, **style
+        )
         axes.set_title(title)
     return figure
 
@@ -204,7 +233,12 @@ def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw sparsity over a run, one line per schedule; each a list of values evenly spaced from progress 0 to 1."""
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     for color, (name, values) in zip(COLORS * len(curves), curves.items(), strict=False):
-        axes.plot([100 * i / (len(values) - 1) for i in range(len(values))], [100 * value for value in values], color=color, label=name)
+        axes.plot(
+            [100 * i / (len(values) - 1) for i in range(len(values))],
+            [100 * value for value in values],
+            color=color,
+            label=name,
+        )
     axes.set(xlabel="progress of the run (%)", ylabel="sparsity (%)", ylim=(-3, 103))
     axes.legend(fontsize=8)
     return figure
@@ -220,7 +254,9 @@ def sparsity(weight: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
     """
     row = table.iloc[chosen]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.3), width_ratios=[1, 0.9, 1.1])
-    figure.subplots_adjust(left=0.07, right=0.94, top=0.9, bottom=0.16, wspace=0.28)  # a fixed layout: a slider has no time to find one
+    figure.subplots_adjust(
+        left=0.07, right=0.94, top=0.9, bottom=0.16, wspace=0.28
+    )  # a fixed layout: a slider has no time to find one
     limit = float(weight.abs().quantile(0.999)) if weight.numel() < 10_000_000 else float(weight.abs().max())
     left.hist(weight.flatten().numpy(), bins=81, range=(-limit, limit), color=BLUE, log=True)
     left.axvspan(-row["threshold"], row["threshold"], color=ORANGE, alpha=0.35, label="given up")
@@ -228,9 +264,21 @@ def sparsity(weight: Tensor, table: pd.DataFrame, chosen: int) -> Figure:
     left.legend(fontsize=8, loc="upper right")
     corner = weight.flatten(1)[:64, :72].abs() > row["threshold"]
     middle.imshow(corner.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest", aspect="auto")
-    middle.set(title=f"mask ({len(corner)} x {corner.shape[1]} of it): {corner.float().mean():.0%} kept", xticks=[], yticks=[])
+    middle.set(
+        title=f"mask ({len(corner)} x {corner.shape[1]} of it): {corner.float().mean():.0%} kept",
+        xticks=[],
+        yticks=[],
+    )
     middle.grid(visible=False)
-    _two_scales(right, 100 * table["sparsity"], 100 * table["accuracy"], table["bytes"] / 1e6, chosen, "sparsity (%)", "file (MB)")
+    _two_scales(
+        right,
+        100 * table["sparsity"],
+        100 * table["accuracy"],
+        table["bytes"] / 1e6,
+        chosen,
+        "sparsity (%)",
+        "file (MB)",
+    )
     right.set_title(f"{row['sparsity']:.0%} zeros: {100 * row['accuracy']:.1f}%, {row['bytes'] / 1e6:.1f} MB")
     return figure
 
@@ -245,7 +293,14 @@ def sensitivity(scan: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for color, name in zip(sns.color_palette("viridis", len(names)), names, strict=True):
         rows = scan[scan["layer"] == name]
-        axes.plot(100 * rows["ratio"], 100 * rows["correct"] / rows["total"], "o-", color=color, label=name, markersize=3)
+        axes.plot(
+            100 * rows["ratio"],
+            100 * rows["correct"] / rows["total"],
+            "o-",
+            color=color,
+            label=name,
+            markersize=3,
+        )
     axes.set(xlabel="taken from this layer alone (%)", ylabel="accuracy (%)")
     axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer")
     return figure
@@ -264,9 +319,22 @@ def energy_curves(curves: Mapping[str, Tensor], break_even: Mapping[str, int]) -
         axes.plot(share, 100 * kept.numpy(), color=color, label=name)
         rank = break_even[name]
         if rank:
-            axes.plot(share[rank - 1], 100 * float(kept[rank - 1]), "o", color=color, markeredgecolor="black", markersize=6)
+            axes.plot(
+                share[rank - 1],
+                100 * float(kept[rank - 1]),
+                "o",
+                color=color,
+                markeredgecolor="black",
+                markersize=6,
+            )
     axes.set(xlabel="rank (% of full rank)", ylabel="energy kept (%)")
-    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.01, 0.5), title="layer; dot: break-even rank")
+    axes.legend(
+        fontsize=7,
+        ncols=2,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        title="layer; dot: break-even rank",
+    )
     return figure
 
 
@@ -285,16 +353,41 @@ def ranks(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str,
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.4, 3.9), width_ratios=[1.2, 1, 1])
     figure.subplots_adjust(left=0.085, right=0.94, top=0.91, bottom=0.13, wspace=0.62)
     left.barh(positions, [full[name] for name in names], color="0.88", label="full rank")
-    left.barh(positions, [row["ranks"][name] or full[name] for name in names], color=[BLUE if row["ranks"][n] else GRAY for n in names])
-    left.plot([break_even[name] for name in names], positions, "|", color="black", markersize=9, markeredgewidth=2, label="break-even")
+    left.barh(
+        positions,
+        [row["ranks"][name] or full[name] for name in names],
+        color=[BLUE if row["ranks"][n] else GRAY for n in names],
+    )
+    left.plot(
+        [break_even[name] for name in names],
+        positions,
+        "|",
+        color="black",
+        markersize=9,
+        markeredgewidth=2,
+        label="break-even",
+    )
     left.set_yticks(positions, names, fontsize=7)
     left.set(title="rank (gray: left whole)", xlabel="rank")
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
     left.legend(fontsize=7)
-    for axes, column, label in ((middle, "parameters", "parameters (millions)"), (right, "macs", "MACs (millions)")):
-        _two_scales(axes, 100 * table["energy"], 100 * table["accuracy"], table[column] / 1e6, chosen, "energy kept (%)", label)
-    middle.set_title(f"energy {row['energy']:.0%}: {100 * row['accuracy']:.1f}%, {row['parameters'] / 1e6:.1f}M")
+    for axes, column, label in (
+        (middle, "parameters", "parameters (millions)"),
+        (right, "macs", "MACs (millions)"),
+    ):
+        _two_scales(
+            axes,
+            100 * table["energy"],
+            100 * table["accuracy"],
+            table[column] / 1e6,
+            chosen,
+            "energy kept (%)",
+            label,
+        )
+    middle.set_title(
+        f"energy {row['energy']:.0%}: {100 * row['accuracy']:.1f}%, {row['parameters'] / 1e6:.1f}M"
+    )
     right.set_title(f"{row['macs'] / 1e6:.0f}M MACs")
     return figure
 
@@ -314,15 +407,34 @@ def bits(weight: Tensor, rounded: Tensor, table: pd.DataFrame, chosen: int) -> F
     order = weight.flatten().argsort()
     left.plot(weight.flatten()[order].numpy(), color=GRAY, linewidth=3, label="as trained")
     left.step(range(len(order)), rounded.flatten()[order].numpy(), color=ORANGE, where="mid", label="rounded")
-    left.set(title=f"{row['bits']:.0f} bits: {len(rounded.unique())} levels used", xlabel="weights of one channel, sorted", ylabel="value")
+    left.set(
+        title=f"{row['bits']:.0f} bits: {len(rounded.unique())} levels used",
+        xlabel="weights of one channel, sorted",
+        ylabel="value",
+    )
     left.legend(fontsize=8)
-    _two_scales(right, table["bits"], 100 * table["accuracy"], table["bytes"] / 1e6, chosen, "bits per weight", "weights (MB)")
+    _two_scales(
+        right,
+        table["bits"],
+        100 * table["accuracy"],
+        table["bytes"] / 1e6,
+        chosen,
+        "bits per weight",
+        "weights (MB)",
+    )
     right.set_title(f"{100 * row['accuracy']:.1f}%, {row['bytes'] / 1e6:.1f} MB")
     return figure
 
 
 def front(
-    table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str, low: str | None = None, high: str | None = None
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: str,
+    xlabel: str,
+    ylabel: str,
+    low: str | None = None,
+    high: str | None = None,
 ) -> Figure:
     """Draw models as points, less to the left and better to the top, and join those that no other beats in both.
 
@@ -344,7 +456,9 @@ def front(
     axes.plot(ordered[x], ordered[y], "o", color=BLUE)
     steps, bars = Path(list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))), []
     if low and high:
-        axes.vlines(ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval")
+        axes.vlines(
+            ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval"
+        )
         bars = [Path([(row[x], row[low]), (row[x], row[high])]) for _, row in ordered.iterrows()]
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     _plain_logarithm(axes)
@@ -354,22 +468,46 @@ def front(
     return figure
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: Path, bars: Sequence[Path]) -> None:
+def _name_points(
+    axes: Axes, points: Sequence[tuple[str, float, float]], line: Path, bars: Sequence[Path]
+) -> None:
     """Write each name (name, x, y) near its point, clear of the line, of the points and of other names, and of bars where it can be."""
     axes.figure.draw_without_rendering()  # settles the layout: places are compared in pixels
     line, *bars = (axes.transData.transform_path(path) for path in (line, *bars))
-    taken = [Bbox([place, place]).padded(5) for place in axes.transData.transform([point[1:] for point in points])]
+    taken = [
+        Bbox([place, place]).padded(5) for place in axes.transData.transform([point[1:] for point in points])
+    ]
     for name, *point in points:
         text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=9)
         tried = []
         for right, up in ((right, up) for far in range(1, 25, 2) for up in (far, -far) for right in (6, -6)):
-            text.set(position=(right, up), ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top")
+            text.set(
+                position=(right, up), ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top"
+            )
             box = text.get_window_extent().padded(3)
-            struck = box.count_overlaps(taken) + line.intersects_bbox(box, filled=False) + (axes.bbox.count_contains(box.corners()) < 4)
+            struck = (
+                box.count_overlaps(taken)
+                + line.intersects_bbox(box, filled=False)
+                + (axes.bbox.count_contains(box.corners()) < 4)
+            )
             crossed = sum(bar.intersects_bbox(box, filled=False) for bar in bars)
-            tried.append((100 * struck + 5 * crossed + abs(up), len(tried), text.get_position(), text.get_ha(), text.get_va(), box))
+            tried.append(
+                (
+                    100 * struck + 5 * crossed + abs(up),
+                    len(tried),
+                    text.get_position(),
+                    text.get_ha(),
+                    text.get_va(),
+                    box,
+                )
+            )
         _, _, position, ha, va, box = min(tried)
-        text.set(position=position, ha=ha, va=va, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+        text.set(
+            position=position,
+            ha=ha,
+            va=va,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )
         taken.append(box)
 
 
@@ -382,10 +520,18 @@ def waterfall(table: pd.DataFrame) -> Figure:
     left = table["bytes"] / 1e6
     before = left.shift(fill_value=left.iloc[0])
     figure, axes = plt.subplots(figsize=(7.6, 2.9), layout="constrained")
-    axes.barh(table["step"], before - left, left=left, height=0.5, color=ORANGE, label="taken away by this step")
+    axes.barh(
+        table["step"], before - left, left=left, height=0.5, color=ORANGE, label="taken away by this step"
+    )
     axes.plot(left, table["step"], "o", color=BLUE, label="left after it")
     for place, (size, was, right) in enumerate(zip(left, before, table["right"], strict=True)):
-        says = axes.annotate(f"{size:.2f} MB, {right:,} right", (was, place), xytext=(9, 0), textcoords="offset points", va="center")
+        says = axes.annotate(
+            f"{size:.2f} MB, {right:,} right",
+            (was, place),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+        )
         says.set(fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.set(xscale="log", xlabel="file (MB)", xlim=(left.min() / 1.5, 6 * left.max()))
     _plain_logarithm(axes)
@@ -395,7 +541,9 @@ def waterfall(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _two_scales(axes: Axes, x: pd.Series, accuracy: pd.Series, cost: pd.Series, chosen: int, xlabel: str, label: str) -> None:
+def _two_scales(
+    axes: Axes, x: pd.Series, accuracy: pd.Series, cost: pd.Series, chosen: int, xlabel: str, label: str
+) -> None:
     """Draw accuracy (left scale) and a cost (right scale) over ``x``, and mark one row."""
     other = axes.twinx()
     axes.plot(x, accuracy, "o-", color=BLUE, markersize=3)
@@ -411,7 +559,10 @@ def _two_scales(axes: Axes, x: pd.Series, accuracy: pd.Series, cost: pd.Series, 
 
 
 def trade_off(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, level: float | None = None
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    level: float | None = None,
 ) -> Figure:
     """Draw one line per method over a logarithmic axis (times smaller, times faster).
 
@@ -422,7 +573,9 @@ def trade_off(
         level: a dashed line, the uncompressed network's.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    for color, (name, (x, y)), marker in zip(COLORS * len(curves), curves.items(), "os^Dv*" * len(curves), strict=False):
+    for color, (name, (x, y)), marker in zip(
+        COLORS * len(curves), curves.items(), "os^Dv*" * len(curves), strict=False
+    ):
         axes.plot(x, y, f"{marker}-", color=color, label=name)
     if level is not None:
         axes.axhline(level, color=GRAY, linestyle="--", label="uncompressed")
@@ -443,7 +596,9 @@ def _probability_bars(axes: Axes, probabilities: Tensor, classes: Sequence[str],
     axes.grid(axis="y", visible=False)
 
 
-def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: Mapping[str, float], years: float, title: str) -> Figure:
+def cost_of_an_inference(
+    per_year: Mapping[str, Mapping[str, float]], invested: Mapping[str, float], years: float, title: str
+) -> Figure:
     """Draw what the sliders of notebook 06 show: what a year costs, and what has been spent since the start.
 
     Args:
@@ -458,7 +613,15 @@ def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: 
     kinds, start = list(next(iter(per_year.values()))), dict.fromkeys(per_year, 0.0)
     for kind, color, hatch in zip(kinds, COLORS, ("", "//", ".."), strict=False):
         amounts = [costs[kind] for costs in per_year.values()]
-        left.barh(list(per_year), amounts, left=list(start.values()), color=color, hatch=hatch, edgecolor="white", label=kind)
+        left.barh(
+            list(per_year),
+            amounts,
+            left=list(start.values()),
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            label=kind,
+        )
         start = {name: start[name] + costs[kind] for name, costs in per_year.items()}
     for position, total in enumerate(start.values()):
         left.text(total, position, f" {total:,.0f}", va="center", fontsize=9)
@@ -467,9 +630,20 @@ def cost_of_an_inference(per_year: Mapping[str, Mapping[str, float]], invested: 
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
     left.legend(fontsize=8, loc="lower right")
-    for (name, total), style, color in zip(start.items(), ("-", "--", ":"), (GRAY, COLORS[4], COLORS[3]), strict=False):
-        right.plot([0, years], [invested[name], invested[name] + years * total], style, color=color, linewidth=2, label=name)
-    right.set(xlabel="years", ylabel="dollars spent", ylim=(0, 1.3 * (right.dataLim.y1 or 1)), xlim=(0, years))  # room for the legend
+    for (name, total), style, color in zip(
+        start.items(), ("-", "--", ":"), (GRAY, COLORS[4], COLORS[3]), strict=False
+    ):
+        right.plot(
+            [0, years],
+            [invested[name], invested[name] + years * total],
+            style,
+            color=color,
+            linewidth=2,
+            label=name,
+        )
+    right.set(
+        xlabel="years", ylabel="dollars spent", ylim=(0, 1.3 * (right.dataLim.y1 or 1)), xlim=(0, years)
+    )  # room for the legend
     right.set_title("spent since the start, engineers included", loc="left", fontsize=10)
     right.legend(fontsize=8, loc="upper left", ncols=3, columnspacing=1, handlelength=1.6)
     for axes in (left.xaxis, right.yaxis):
@@ -486,11 +660,21 @@ def tornado(panels: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fi
         xlabel: with its unit.
     """
     rows = max(len(table) for table, _ in panels.values())
-    figure, grid = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 1.3 + 0.42 * rows), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 1.3 + 0.42 * rows), squeeze=False, layout="constrained"
+    )
     for axes, (title, (table, middle)) in zip(grid.flat, panels.items(), strict=True):
         for end, color in (("low", BLUE), ("high", ORANGE)):
-            axes.barh(range(len(table)), table[f"value_{end}"] - middle, left=middle, color=color, label=f"at the {end} end")
-        labels = [f"{_spelled(row.assumption)}\n{row.low:,.10g} to {row.high:,.10g}" for row in table.itertuples()]
+            axes.barh(
+                range(len(table)),
+                table[f"value_{end}"] - middle,
+                left=middle,
+                color=color,
+                label=f"at the {end} end",
+            )
+        labels = [
+            f"{_spelled(row.assumption)}\n{row.low:,.10g} to {row.high:,.10g}" for row in table.itertuples()
+        ]
         axes.set_yticks(range(len(table)), labels, fontsize=8)
         axes.axvline(middle, color=GRAY)
         axes.axvline(0, color="black", linestyle="--", linewidth=1, label="break-even")
@@ -512,7 +696,9 @@ def budget_shares(table: pd.DataFrame) -> Figure:
     """
     wide = table.pivot_table(index=["use", "budget"], columns="network", values="share", sort=False)
     uses = list(dict.fromkeys(table["use"]))
-    places = [row + 0.8 * uses.index(use) for row, (use, _) in enumerate(wide.index)]  # a gap between the use cases
+    places = [
+        row + 0.8 * uses.index(use) for row, (use, _) in enumerate(wide.index)
+    ]  # a gap between the use cases
     figure, axes = plt.subplots(figsize=(8.4, 1.2 + 0.25 * places[-1]), layout="constrained")
     axes.hlines(places, wide.min(axis=1), wide.max(axis=1), color="0.8", linewidth=2)
     for (name, shares), marker, color in zip(wide.items(), "osD^v", COLORS, strict=False):
@@ -521,7 +707,15 @@ def budget_shares(table: pd.DataFrame) -> Figure:
     axes.set_yticks(places, [_spelled(budget) for _, budget in wide.index], fontsize=8)
     for use in uses:
         first = places[[name for name, _ in wide.index].index(use)]
-        axes.text(0.005, first - 0.85, use, transform=axes.get_yaxis_transform(), va="center", fontsize=9, fontweight="bold")
+        axes.text(
+            0.005,
+            first - 0.85,
+            use,
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+        )
     axes.set(xscale="log", xlabel="share of the budget (1: just fits; to the right: does not fit)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(places[-1] + 0.8, -1.6)
@@ -553,22 +747,52 @@ def formats(table: pd.DataFrame) -> Figure:
     """
     figure, (size, time, same) = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True, layout="constrained")
     names, total = list(dict.fromkeys(table["format"])), int(table["pictures"].max())
-    for (network, rows), colour, shift in zip(table.groupby("network", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False):
+    for (network, rows), colour, shift in zip(
+        table.groupby("network", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False
+    ):
         y = rows["format"].map(names.index) + shift
         size.plot(rows["bytes"] / 1e6, y, "o", color=colour, label=network)
         timed = rows["latency_ms_1_threads"].notna()
-        middle, low, high = (rows.loc[timed, f"latency_{which}ms_1_threads"] for which in ("", "low_", "high_"))
-        time.errorbar(middle, y[timed], xerr=[middle - low, high - middle], fmt="o", color=colour, capsize=2, label=network)
+        middle, low, high = (
+            rows.loc[timed, f"latency_{which}ms_1_threads"] for which in ("", "low_", "high_")
+        )
+        time.errorbar(
+            middle,
+            y[timed],
+            xerr=[middle - low, high - middle],
+            fmt="o",
+            color=colour,
+            capsize=2,
+            label=network,
+        )
         same.plot(rows["same_class"], y, "o", color=colour, label=network)
-    size.set(xscale="log", xlabel="file (MB)", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    size.set(
+        xscale="log",
+        xlabel="file (MB)",
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(len(names) - 0.5, -0.5),
+    )
     time.set(xscale="log", xlabel="latency (ms; batch 1, 1 thread)")
     least = int(min(table["same_class"].min(), 0.985 * total))
-    same.set(xlabel=f"same class as PyTorch (of {total} pictures)", xlim=(least - 0.5, total + 0.5), xticks=range(least, total + 1))
+    same.set(
+        xlabel=f"same class as PyTorch (of {total} pictures)",
+        xlim=(least - 0.5, total + 0.5),
+        xticks=range(least, total + 1),
+    )
     for axes, column in ((time, "latency_ms_1_threads"), (same, "same_class")):
         known = table.groupby("format")[column].count()
         for row, name in enumerate(names):
             if known[name] == 0:
-                text = axes.text(0.03, row, "not measured here", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=GRAY)
+                text = axes.text(
+                    0.03,
+                    row,
+                    "not measured here",
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    fontsize=8,
+                    color=GRAY,
+                )
                 text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     for axes in (size, time):
         _plain_logarithm(axes)

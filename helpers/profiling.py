@@ -24,7 +24,9 @@ from helpers.evaluation import Accuracy, evaluate, evaluating
 from helpers.storage import STORAGES
 
 
-def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, latency: bool = False, repeats: int = 20) -> pd.DataFrame:
+def profile(
+    model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, latency: bool = False, repeats: int = 20
+) -> pd.DataFrame:
     """Take a network apart, a row per leaf layer, in the order they run.
 
     Args:
@@ -53,7 +55,11 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
         before.append(counter.get_total_flops())
 
     def leave(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-        own = [t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if id(t) not in counted]
+        own = [
+            t
+            for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+            if id(t) not in counted
+        ]
         counted.update(id(t) for t in own)
         row = {
             "layer": names[layer],
@@ -71,7 +77,9 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
         model = _laid_out(model)
         names = {module: name for name, module in model.named_modules()}
     leaves = [layer for layer in model.modules() if not list(layer.children())]
-    hooks = [leaf.register_forward_pre_hook(enter) for leaf in leaves] + [leaf.register_forward_hook(leave) for leaf in leaves]
+    hooks = [leaf.register_forward_pre_hook(enter) for leaf in leaves] + [
+        leaf.register_forward_hook(leave) for leaf in leaves
+    ]
     try:
         with evaluating(model), counter:
             _forward(model, _example(model, input_shape))
@@ -81,7 +89,9 @@ def profile(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, la
     with evaluating(model):
         for row, (layer, inputs) in zip(rows, calls, strict=False):
             timed = {"layer": layer, "inputs": inputs}
-            row["latency_ms"] = statistics.median(_times("layer(*inputs)", timed, torch.get_num_threads(), repeats))
+            row["latency_ms"] = statistics.median(
+                _times("layer(*inputs)", timed, torch.get_num_threads(), repeats)
+            )
     return pd.DataFrame(rows)
 
 
@@ -106,7 +116,9 @@ def file_bytes(model: nn.Module, dtype: torch.dtype | None = None, storage: str 
 
 def storage_table(model: nn.Module, dtype: torch.dtype | None = None) -> pd.DataFrame:
     """Write ``model`` in every storage of ``helpers.storage``: a row each, with storage, bytes and the ratio to dense."""
-    table = pd.DataFrame([{"storage": storage, "bytes": file_bytes(model, dtype, storage)} for storage in STORAGES])
+    table = pd.DataFrame(
+        [{"storage": storage, "bytes": file_bytes(model, dtype, storage)} for storage in STORAGES]
+    )
     return table.assign(ratio=table["bytes"][0] / table["bytes"])
 
 
@@ -115,15 +127,25 @@ def smallest_file(model: nn.Module) -> tuple[str, int]:
 
     A network without zeros to speak of (fewer than one weight in 32, the price of a mask) is stored dense, as everybody does.
     """
-    weights = [parameter for parameter in checks.instance("model", model, nn.Module).parameters() if parameter.ndim > 1]
+    weights = [
+        parameter
+        for parameter in checks.instance("model", model, nn.Module).parameters()
+        if parameter.ndim > 1
+    ]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     if 32 * zeros < sum(weight.numel() for weight in weights):
         return "dense", file_bytes(model)
-    return min(((storage, file_bytes(model, storage=storage)) for storage in STORAGES), key=lambda pair: pair[1])
+    return min(
+        ((storage, file_bytes(model, storage=storage)) for storage in STORAGES), key=lambda pair: pair[1]
+    )
 
 
 def measure_latency(
-    model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32), *, threads: int | None = None, repeats: int = 50
+    model: nn.Module,
+    input_shape: Sequence[int] = (1, 3, 32, 32),
+    *,
+    threads: int | None = None,
+    repeats: int = 50,
 ) -> dict:
     """Time the forward pass with torch.utils.benchmark, in eval mode, channels last, after a warm-up.
 
@@ -142,7 +164,11 @@ def measure_latency(
     with evaluating(model):
         _forward(model, example)
         times = _times("model(example)", {"model": model, "example": example}, threads, repeats)
-    low, median, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    low, median, high = (
+        torch.tensor(times, dtype=torch.float64)
+        .quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+        .tolist()
+    )
     return {
         "latency_ms": median, "latency_low_ms": low, "latency_high_ms": high,
         "batch": int(input_shape[0]), "threads": threads, "repeats": repeats,
@@ -156,17 +182,24 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int] = (1, 3, 32, 32)) -
     record of every allocation; workspaces that a kernel takes behind PyTorch's back are not in it.
     """
     example = _example(model, input_shape)
-    resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())) + example.numel() * example.element_size()
+    resident = (
+        sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        + example.numel() * example.element_size()
+    )
     with evaluating(model):
         if example.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"model must be on the CPU or on a CUDA GPU to have its memory counted, got {example.device}: move it")
+            raise ValueError(
+                f"model must be on the CPU or on a CUDA GPU to have its memory counted, got {example.device}: move it"
+            )
         _forward(model, example)  # a warm-up: workspaces of libraries come with the first call and stay
         if example.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(example.device)
             start = torch.cuda.memory_allocated(example.device)
             model(example)
             return resident + torch.cuda.max_memory_allocated(example.device) - start
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as recorded:
             model(example)
     alive = peak = 0
     for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
@@ -212,7 +245,9 @@ def summarize(
     }
 
 
-def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], input_shape: Sequence[int] = (1, 3, 32, 32)) -> pd.DataFrame:
+def compare_layers(
+    before: nn.Module, after: nn.Module, names: Iterable[str], input_shape: Sequence[int] = (1, 3, 32, 32)
+) -> pd.DataFrame:
     """Put layers beside what they became, parts of a split layer added up.
 
     Args:
@@ -227,7 +262,9 @@ def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], in
     checks.instance("before", before, nn.Module)
     checks.instance("after", after, nn.Module)
     device = _device(before)
-    before_, after_ = (profile(_on(network, device), input_shape, latency=True) for network in (before, after))
+    before_, after_ = (
+        profile(_on(network, device), input_shape, latency=True) for network in (before, after)
+    )
     rows = {}
     for name in checks.names("names", names):
         checks.choice("names", name, before_["layer"].unique())
@@ -240,11 +277,18 @@ def compare_layers(before: nn.Module, after: nn.Module, names: Iterable[str], in
             "latency_ms_after": parts["latency_ms"].sum(),
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.assign(times_fewer_macs=table["macs"] / table["macs_after"], times_faster=table["latency_ms"] / table["latency_ms_after"])
+    return table.assign(
+        times_fewer_macs=table["macs"] / table["macs_after"],
+        times_faster=table["latency_ms"] / table["latency_ms_after"],
+    )
 
 
 def compare(
-    networks: Mapping[str, nn.Module], data: Data | Split | None = None, *, baseline: str | None = None, **options: object
+    networks: Mapping[str, nn.Module],
+    data: Data | Split | None = None,
+    *,
+    baseline: str | None = None,
+    **options: object,
 ) -> pd.DataFrame:
     """Put networks side by side: the series' one benchmark table.
 
@@ -275,11 +319,16 @@ def compare(
     rows = []
     for name, cost in costs.items():
         accuracy: Accuracy | None = cost["accuracy"]
-        row = {"model": name, "size_mb": cost["bytes"] / 1e6} | {key: cost[key] for key in ("storage", "parameters", "nonzeros", "macs")}
+        row = {"model": name, "size_mb": cost["bytes"] / 1e6} | {
+            key: cost[key] for key in ("storage", "parameters", "nonzeros", "macs")
+        }
         if accuracy is not None:
             row |= {"accuracy": 100 * float(accuracy), "correct": accuracy.correct, "total": accuracy.total}
         row |= {key: cost[key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}
-        row |= {"compression": reference["bytes"] / cost["bytes"], "speedup": reference["latency_ms"] / cost["latency_ms"]}
+        row |= {
+            "compression": reference["bytes"] / cost["bytes"],
+            "speedup": reference["latency_ms"] / cost["latency_ms"],
+        }
         rows.append(row)
     table = pd.DataFrame(rows).set_index("model")
     table.attrs = {"batch": reference["batch"], "threads": reference["threads"], "device": str(device)}
@@ -312,7 +361,9 @@ def _forward(model: nn.Module, example: Tensor) -> Tensor:
     try:
         return model(example)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"input_shape must be that of an input the model takes, got {tuple(example.shape)} ({error})") from error
+        raise ValueError(
+            f"input_shape must be that of an input the model takes, got {tuple(example.shape)} ({error})"
+        ) from error
 
 
 def _laid_out(model: nn.Module) -> nn.Module:

@@ -36,7 +36,12 @@ class PolynomialSchedule:
     """
 
     def __init__(
-        self, final_sparsity: float, initial_sparsity: float = 0.0, begin: float = 0.0, end: float = 1.0, power: float = 3
+        self,
+        final_sparsity: float,
+        initial_sparsity: float = 0.0,
+        begin: float = 0.0,
+        end: float = 1.0,
+        power: float = 3,
     ) -> None:
         self.final_sparsity = checks.number("final_sparsity", final_sparsity, 0, 1)
         if self.final_sparsity == 1:
@@ -54,7 +59,9 @@ class PolynomialSchedule:
         if t >= 1:
             return self.final_sparsity
         between = self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - t) ** self.power
-        return min(max(between, self.initial_sparsity), self.final_sparsity)  # rounding must not leave the range either
+        return min(
+            max(between, self.initial_sparsity), self.final_sparsity
+        )  # rounding must not leave the range either
 
     def __repr__(self) -> str:
         """Return the schedule as it is written."""
@@ -72,11 +79,17 @@ def prunable(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, nn.Paramet
         ValueError: a name in ``skip`` is not such a layer.
     """
     checks.instance("model", model, nn.Module)
-    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    layers = {
+        name: layer.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    }
     skip = set(checks.names("skip", skip))
     for name in skip:
         checks.choice("skip", name, layers)
-    once = {id(weight): name for name, weight in reversed(layers.items())}  # a weight that two layers share is pruned once
+    once = {
+        id(weight): name for name, weight in reversed(layers.items())
+    }  # a weight that two layers share is pruned once
     return {name: weight for name, weight in layers.items() if name not in skip and once[id(weight)] == name}
 
 
@@ -100,7 +113,9 @@ def masks_for(saliency: dict[str, Tensor], sparsity: float, scope: str = "global
         return {name: _keep_largest(values, sparsity) for name, values in saliency.items()}
     flat = torch.cat([values.flatten() for values in saliency.values()]) if saliency else torch.empty(0)
     parts = _keep_largest(flat, sparsity).split([values.numel() for values in saliency.values()])
-    return {name: part.view(values.shape) for (name, values), part in zip(saliency.items(), parts, strict=True)}
+    return {
+        name: part.view(values.shape) for (name, values), part in zip(saliency.items(), parts, strict=True)
+    }
 
 
 def _keep_largest(values: Tensor, sparsity: float) -> Tensor:
@@ -110,13 +125,17 @@ def _keep_largest(values: Tensor, sparsity: float) -> Tensor:
         return torch.ones_like(values, dtype=torch.bool)
     threshold = float(np.partition(flat.float().cpu().numpy(), count - 1)[count - 1])
     mask = flat > threshold
-    if len(flat) - int(mask.sum()) != count:  # equal weights at the threshold: take the same ones as torch.nn.utils.prune does
+    if (
+        len(flat) - int(mask.sum()) != count
+    ):  # equal weights at the threshold: take the same ones as torch.nn.utils.prune does
         mask = torch.ones_like(mask)
         mask[flat.topk(count, largest=False, sorted=False).indices] = False
     return mask.view(values.shape)
 
 
-def prune_once(model: nn.Module, sparsity: float, scope: str = "global", skip: Iterable[str] = ()) -> dict[str, Tensor]:
+def prune_once(
+    model: nn.Module, sparsity: float, scope: str = "global", skip: Iterable[str] = ()
+) -> dict[str, Tensor]:
     """Set the smallest weights to zero, all at once and in place (magnitude pruning; Han 2015), and return the masks.
 
     Args:
@@ -215,7 +234,9 @@ class GradualPruner(Callback):
             return
         saliency = {name: weight.detach().abs() for name, weight in self.weights.items()}
         if self.importance == "gradient":
-            saliency = {name: self._taylor.get(name, torch.zeros_like(weight)) for name, weight in saliency.items()}
+            saliency = {
+                name: self._taylor.get(name, torch.zeros_like(weight)) for name, weight in saliency.items()
+            }
         self._draw(run, saliency)
 
     @torch.no_grad()
@@ -223,7 +244,9 @@ class GradualPruner(Callback):
         for name, mask in self.masks.items():
             saliency[name].masked_fill_(~mask, -1.0)  # below any weight that is still alive
         drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
-        self.masks = {name: self._like(name, mask & self.masks.get(name, mask)) for name, mask in drawn.items()}
+        self.masks = {
+            name: self._like(name, mask & self.masks.get(name, mask)) for name, mask in drawn.items()
+        }
         self._taylor = {}
         for name, weight in self.weights.items():
             gone = ~self.masks[name]
@@ -253,12 +276,20 @@ class GradualPruner(Callback):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return masks and collected gradients."""
-        return {f"mask/{n}": m for n, m in self.masks.items()} | {f"taylor/{n}": t for n, t in self._taylor.items()}
+        return {f"mask/{n}": m for n, m in self.masks.items()} | {
+            f"taylor/{n}": t for n, t in self._taylor.items()
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what ``state_dict`` gave."""
-        self.masks = {name.removeprefix("mask/"): tensor for name, tensor in state.items() if name.startswith("mask/")}
-        self._taylor = {name.removeprefix("taylor/"): tensor for name, tensor in state.items() if name.startswith("taylor/")}
+        self.masks = {
+            name.removeprefix("mask/"): tensor for name, tensor in state.items() if name.startswith("mask/")
+        }
+        self._taylor = {
+            name.removeprefix("taylor/"): tensor
+            for name, tensor in state.items()
+            if name.startswith("taylor/")
+        }
 
 
 def sparsity_table(model: nn.Module) -> pd.DataFrame:
@@ -280,7 +311,9 @@ def prune_two_of_four(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, T
     for name, weight in prunable(model, skip).items():
         if weight.shape[1] % 4 == 0:
             groups = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, 4))
-            mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, groups.topk(2, dim=-1).indices, True)
+            mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(
+                -1, groups.topk(2, dim=-1).indices, True
+            )
             masks[name] = mask.flatten(-2).movedim(-1, 1)
             with torch.no_grad():
                 weight.masked_fill_(~masks[name], 0)
@@ -313,7 +346,9 @@ def sensitivity(
     checks.instance("split", split, Split)
     ratios = checks.numbers("ratios", ratios, 0, 0.9999)
     every = [name for name in prunable(model) if unit == "weight" or name != _classifier(model)]
-    layers = every if only is None else [checks.choice("only", name, every) for name in checks.names("only", only)]
+    layers = (
+        every if only is None else [checks.choice("only", name, every) for name in checks.names("only", only)]
+    )
     whole = evaluate(model, split, precision=precision)
     rows = []
     for name in layers:
@@ -338,7 +373,9 @@ def ratios_by_sensitivity(scan: pd.DataFrame, tolerance: float) -> dict[str, flo
     """
     tolerance = checks.number("tolerance", tolerance, 0, 1)
     if not {"layer", "ratio", "accuracy"} <= set(checks.instance("scan", scan, pd.DataFrame)):
-        raise ValueError(f"scan must have the columns layer, ratio and accuracy, got {', '.join(map(str, scan))}")
+        raise ValueError(
+            f"scan must have the columns layer, ratio and accuracy, got {', '.join(map(str, scan))}"
+        )
     good = scan[scan["accuracy"] >= scan.groupby("layer")["accuracy"].transform("first") - tolerance]
     return {name: float(rows["ratio"].max()) for name, rows in good.groupby("layer", sort=False)}
 
@@ -390,8 +427,12 @@ def prune_channels(
     checks.integer("round_to", round_to, 1)
     shares = _shares(model, ratio, scope, skip)
     if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
-        raise ValueError('importance "gradient" needs gradients, but a weight has none: call backward on a batch first')
-    smaller = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is read off autograd's, which frozen weights are not in
+        raise ValueError(
+            'importance "gradient" needs gradients, but a weight has none: call backward on a batch first'
+        )
+    smaller = (
+        copy.deepcopy(model).eval().requires_grad_(True)
+    )  # the graph is read off autograd's, which frozen weights are not in
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
         mine.grad = None if theirs.grad is None or importance != "gradient" else theirs.grad.clone()
     example = example.to(next(smaller.parameters()))
@@ -400,13 +441,23 @@ def prune_channels(
         with torch.enable_grad():
             graph = torch_pruning.DependencyGraph().build_dependency(smaller, example)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"example must be an input that the model takes, got shape {tuple(example.shape)} ({error})") from error
-    score = {"magnitude": "GroupMagnitudeImportance", "batchnorm": "BNScaleImportance", "gradient": "GroupTaylorImportance"}[importance]
-    chosen = _channels_to_go(graph, smaller, shares, getattr(torch_pruning.importance, score)(), scope == "global", round_to)
+        raise ValueError(
+            f"example must be an input that the model takes, got shape {tuple(example.shape)} ({error})"
+        ) from error
+    score = {
+        "magnitude": "GroupMagnitudeImportance",
+        "batchnorm": "BNScaleImportance",
+        "gradient": "GroupTaylorImportance",
+    }[importance]
+    chosen = _channels_to_go(
+        graph, smaller, shares, getattr(torch_pruning.importance, score)(), scope == "global", round_to
+    )
     for layer, prune, channels in chosen:
         graph.get_pruning_group(layer, prune, channels).prune()
     if smaller(example).shape != outputs:
-        raise ValueError("skip must name the layer whose outputs are the network's: they would have become fewer")
+        raise ValueError(
+            "skip must name the layer whose outputs are the network's: they would have become fewer"
+        )
     for (_, mine), (_, theirs) in zip(smaller.named_modules(), model.named_modules(), strict=True):
         mine.training = theirs.training
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
@@ -415,7 +466,9 @@ def prune_channels(
     return smaller
 
 
-def _shares(model: nn.Module, ratio: float | Mapping[str, float], scope: str, skip: Iterable[str]) -> dict[str, float]:
+def _shares(
+    model: nn.Module, ratio: float | Mapping[str, float], scope: str, skip: Iterable[str]
+) -> dict[str, float]:
     """Return {layer name: share of its channels that may go}."""
     layers, classifier = prunable(model), _classifier(model)
     kept = set(layers) - set(prunable(model, skip)) | {classifier}
@@ -429,20 +482,34 @@ def _shares(model: nn.Module, ratio: float | Mapping[str, float], scope: str, sk
     for name, share in ratio.items():
         checks.choice("ratio", name, [layer for layer in layers if layer != classifier])
         checks.number(f"ratio[{name!r}]", share, 0, 0.9999)
-    return {name: 0.0 for name in kept} | {name: float(share) for name, share in ratio.items() if name not in kept}
+    return {name: 0.0 for name in kept} | {
+        name: float(share) for name, share in ratio.items() if name not in kept
+    }
 
 
 def _channels_to_go(
-    graph: object, model: nn.Module, shares: dict[str, float], importance: Callable, together: bool, round_to: int
+    graph: object,
+    model: nn.Module,
+    shares: dict[str, float],
+    importance: Callable,
+    together: bool,
+    round_to: int,
 ) -> list[tuple[nn.Module, Callable, list[int]]]:
     """Return for each group of tied layers its first layer, the function that prunes its outputs, and which of them go."""
     names = {layer: name for name, layer in model.named_modules()}
     found = []
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
-        tied = {names[dep.target.module] for dep, _ in group if dep.target.module in names and graph.is_out_channel_pruning_fn(dep.handler)}
+        tied = {
+            names[dep.target.module]
+            for dep, _ in group
+            if dep.target.module in names and graph.is_out_channel_pruning_fn(dep.handler)
+        }
         given = [shares[name] for name in tied if name in shares]
         grouped = any(
-            1 < getattr(model.get_submodule(name), "groups", 1) < getattr(model.get_submodule(name), "out_channels", 1) for name in tied
+            1
+            < getattr(model.get_submodule(name), "groups", 1)
+            < getattr(model.get_submodule(name), "out_channels", 1)
+            for name in tied
         )
         if not given or min(given) == 0 or grouped:  # channels of a grouped convolution cannot go one by one
             continue
@@ -452,8 +519,15 @@ def _channels_to_go(
         found.append((group[0].dep.target.module, group[0].dep.handler, scores.detach(), min(given)))
     if together and found:
         every = torch.cat([scores for _, _, scores, _ in found])
-        threshold = every.sort().values[round(found[0][3] * len(every)) - 1] if round(found[0][3] * len(every)) else -1
-        found = [(layer, prune, scores, float((scores <= threshold).float().mean())) for layer, prune, scores, _ in found]
+        threshold = (
+            every.sort().values[round(found[0][3] * len(every)) - 1]
+            if round(found[0][3] * len(every))
+            else -1
+        )
+        found = [
+            (layer, prune, scores, float((scores <= threshold).float().mean()))
+            for layer, prune, scores, _ in found
+        ]
     chosen = []
     for layer, prune, scores, share in found:
         count = len(scores)
@@ -465,11 +539,18 @@ def _channels_to_go(
 
 def _classifier(model: nn.Module) -> str | None:
     """Return the name of the last Linear, whose outputs are the classes."""
-    return next((name for name, layer in reversed(list(model.named_modules())) if isinstance(layer, nn.Linear)), None)
+    return next(
+        (name for name, layer in reversed(list(model.named_modules())) if isinstance(layer, nn.Linear)), None
+    )
 
 
 def sweep(
-    model: nn.Module, split: Split, sparsities: Iterable[float], *, skip: Iterable[str] = (), precision: str = "fp32"
+    model: nn.Module,
+    split: Split,
+    sparsities: Iterable[float],
+    *,
+    skip: Iterable[str] = (),
+    precision: str = "fp32",
 ) -> pd.DataFrame:
     """Prune once, globally, to each sparsity, without any training: what the slider of notebook 02 moves through.
 
@@ -487,7 +568,11 @@ def sweep(
     sparsities = checks.numbers("sparsities", sparsities, 0, 0.9999)
     checks.instance("split", split, Split)
     rows = []
-    sizes = torch.cat([weight.detach().abs().flatten() for weight in prunable(model, skip).values()]).sort().values
+    sizes = (
+        torch.cat([weight.detach().abs().flatten() for weight in prunable(model, skip).values()])
+        .sort()
+        .values
+    )
     for sparsity in sparsities:
         sparser = copy.deepcopy(model)
         prune_once(sparser, sparsity, skip=skip)

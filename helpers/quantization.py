@@ -93,13 +93,17 @@ def symmetric_grid(weight: Tensor, bits: int = 8, *, per_channel: bool = True) -
     """
     top = 2 ** (checks.integer("bits", bits, 2, 16) - 1) - 1
     if not checks.tensor("weight", weight).ndim or not weight.is_floating_point():
-        raise ValueError(f"weight must be floating-point, outputs x anything, got {weight.dtype}, {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must be floating-point, outputs x anything, got {weight.dtype}, {tuple(weight.shape)}"
+        )
     largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
     scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
     return (weight / scale).round().clamp(-top, top).long(), scale
 
 
-def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: bool = True, precision: str = "fp32") -> pd.DataFrame:
+def sweep(
+    model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: bool = True, precision: str = "fp32"
+) -> pd.DataFrame:
     """Round the weights to each number of bits: what the slider of notebook 04 moves through.
 
     Returns:
@@ -109,10 +113,17 @@ def sweep(model: nn.Module, split: Split, bits: Iterable[int], *, per_channel: b
     checks.instance("split", split, Split)
     bits = [checks.integer("bits", one, 2, 16) for one in checks.collection("bits", bits, "integers")]
     rows = []
-    count = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
+    count = sum(
+        layer.weight.numel() for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+    )
     for number in bits:
         accuracy = evaluate(round_weights(model, number, per_channel=per_channel), split, precision=precision)
-        row = {"bits": number, "correct": accuracy.correct, "total": accuracy.total, "accuracy": float(accuracy)}
+        row = {
+            "bits": number,
+            "correct": accuracy.correct,
+            "total": accuracy.total,
+            "accuracy": float(accuracy),
+        }
         rows.append(row | {"bytes": -(-count * number // 8)})
     return pd.DataFrame(rows)
 
@@ -137,11 +148,15 @@ def huffman_lengths(counts: Mapping[int, int]) -> dict[int, int]:
     if not counts:
         raise ValueError("counts must hold at least one symbol, got none")
     ticket = itertools.count()  # breaks ties between equal counts
-    heap = [(checks.integer("counts", count, 1), next(ticket), {symbol: 0}) for symbol, count in counts.items()]
+    heap = [
+        (checks.integer("counts", count, 1), next(ticket), {symbol: 0}) for symbol, count in counts.items()
+    ]
     if len(heap) == 1:
         return dict.fromkeys(counts, 1)
     heapq.heapify(heap)
     while len(heap) > 1:  # join the two rarest: everything under them gets one bit longer
         (one, _, left), (two, _, right) = heapq.heappop(heap), heapq.heappop(heap)
-        heapq.heappush(heap, (one + two, next(ticket), {symbol: depth + 1 for symbol, depth in (left | right).items()}))
+        heapq.heappush(
+            heap, (one + two, next(ticket), {symbol: depth + 1 for symbol, depth in (left | right).items()})
+        )
     return heap[0][2]

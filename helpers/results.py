@@ -26,7 +26,9 @@ from helpers.data import HOME
 from helpers.evaluation import Accuracy
 
 RESULTS = HOME / "data" / "results"
-IMAGENET_VGG19_BYTES = 4 * 143_667_240  # torchvision's VGG-19 with its 4096-wide classifier, in single precision: "the 548 MB model" (MiB)
+IMAGENET_VGG19_BYTES = (
+    4 * 143_667_240
+)  # torchvision's VGG-19 with its 4096-wide classifier, in single precision: "the 548 MB model" (MiB)
 CLAIMED = {  # times smaller, points of accuracy lost, times faster: what is usually said of these methods, not measured by us
     "distilled TinyConvNet": (20, 1.4, 8.1),
     "pruned": (10, 2.1, 3.0),
@@ -35,7 +37,13 @@ CLAIMED = {  # times smaller, points of accuracy lost, times faster: what is usu
     "ResNet-50 student": (8.0, 1.3, 5.9),
     "ResNet-50 pruned": (6.7, 0.9, 3.5),
 }
-EXPERIMENT = ["student", "teacher", "data", "train_pictures", "epochs"]  # what rows of one experiment with students share
+EXPERIMENT = [
+    "student",
+    "teacher",
+    "data",
+    "train_pictures",
+    "epochs",
+]  # what rows of one experiment with students share
 STUDENTS = {"tiny_convnet": "distilled TinyConvNet", "micro_convnet": "distilled MicroConvNet"}
 TEACHER_BYTES = 4 * 20_040_522  # VGG-19 for CIFAR-10, in single precision
 MARKS = ("<!-- results: written by helpers.results from data/results -->", "<!-- end of results -->")
@@ -68,7 +76,9 @@ def provenance(seed: int | None = None) -> dict[str, str]:
 
 def describe_device(device: str | torch.device = "cpu") -> str:
     """Name the processor that ``device`` stands for: "cpu", "mps", "cuda", or "cuda:" and its number."""
-    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", str(checks.instance("device", device, (str, torch.device)))):
+    if not re.fullmatch(
+        r"(cpu|mps|cuda)(:\d+)?", str(checks.instance("device", device, (str, torch.device)))
+    ):
         raise ValueError(f"device must be cpu, mps, cuda, or cuda: and a number, got {device!r}")
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -100,7 +110,11 @@ def append(name: str, *new: dict) -> Path:
         raise ValueError(f"new must hold at least one row, and none that is empty, got {new!r}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     with FileLock(RESULTS / f".{name}.lock"):
-        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline=""))) if path.exists() else []
+        rows = (
+            list(csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")))
+            if path.exists()
+            else []
+        )
         rows += [dict(row) for row in new]
         columns = list(dict.fromkeys(key for one in rows for key in one))
         with checks.atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -159,9 +173,15 @@ def lineage(runs: pd.DataFrame) -> str:
         For example "92.3% (9,228 of 10,000; 91.7 to 92.8), since then trained on to 93.2% (9,320 of 10,000; 92.7 to 93.7)".
     """
     columns = ["weights", "teacher_correct", "total"]
-    lacking = [name for name in columns if name not in checks.instance("runs", runs, pd.DataFrame) or runs[name].isna().all()]
+    lacking = [
+        name
+        for name in columns
+        if name not in checks.instance("runs", runs, pd.DataFrame) or runs[name].isna().all()
+    ]
     if lacking or runs[columns].dropna().empty:
-        raise ValueError(f"runs must have rows with {', '.join(columns)}, got {len(runs)} without {', '.join(lacking) or 'all three'}")
+        raise ValueError(
+            f"runs must have rows with {', '.join(columns)}, got {len(runs)} without {', '.join(lacking) or 'all three'}"
+        )
     now, latest = _teacher()
     said = []
     for weights, same in runs.dropna(subset=columns).groupby("weights", sort=False):
@@ -187,12 +207,24 @@ def pairs(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame]:
         A row with the settings, and a table with a row per seed and the columns alone and taught, in percent, and smoothed where
         every seed has that arm, too.
     """
-    if checks.instance("runs", runs, pd.DataFrame).empty or not {*EXPERIMENT, "seed", "arm", "correct", "total"} <= set(runs):
-        raise ValueError(f"runs must be rows of distillation.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+    if checks.instance("runs", runs, pd.DataFrame).empty or not {
+        *EXPERIMENT,
+        "seed",
+        "arm",
+        "correct",
+        "total",
+    } <= set(runs):
+        raise ValueError(
+            f"runs must be rows of distillation.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}"
+        )
     found = _experiments(runs)
     if not found:
-        raise ValueError(f"runs must hold a seed with both arms, alone and taught, got {len(runs)} rows without")
-    return max(reversed(found), key=lambda one: one[0]["train_pictures"] * one[0]["epochs"])  # max takes the first of equals
+        raise ValueError(
+            f"runs must hold a seed with both arms, alone and taught, got {len(runs)} rows without"
+        )
+    return max(
+        reversed(found), key=lambda one: one[0]["train_pictures"] * one[0]["epochs"]
+    )  # max takes the first of equals
 
 
 def _experiments(runs: pd.DataFrame) -> list[tuple[pd.Series, pd.DataFrame]]:
@@ -201,7 +233,11 @@ def _experiments(runs: pd.DataFrame) -> list[tuple[pd.Series, pd.DataFrame]]:
     for _, same in runs.groupby(EXPERIMENT, sort=False):
         same = _of_the_last_teacher(same, same["arm"] == "taught")
         counts = same.pivot_table(index="seed", columns="arm", values="correct", aggfunc="last")
-        counts = counts.reindex(columns=["alone", "taught", "smoothed"]).dropna(subset=["alone", "taught"]).dropna(axis="columns")
+        counts = (
+            counts.reindex(columns=["alone", "taught", "smoothed"])
+            .dropna(subset=["alone", "taught"])
+            .dropna(axis="columns")
+        )
         if len(counts):
             found.append((same.iloc[-1], 100 * counts / same.iloc[-1]["total"]))
     return found
@@ -228,7 +264,9 @@ def grid(runs: pd.DataFrame) -> tuple[pd.Series, pd.DataFrame, pd.Series | None]
     settings = [*EXPERIMENT, "seed"]
     needed = {*settings, "temperature", "alpha", "correct", "total"}
     if checks.instance("runs", runs, pd.DataFrame).empty or not needed <= set(runs):
-        raise ValueError(f"runs must be rows of distillation_grid.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}")
+        raise ValueError(
+            f"runs must be rows of distillation_grid.csv, got {len(runs)} with the columns {', '.join(map(str, runs))}"
+        )
     row = runs.iloc[-1]
     same = runs[(runs[settings] == row[settings]).all(axis=1)]
     same = _of_the_last_teacher(same, same["alpha"] > 0)
@@ -253,8 +291,16 @@ def series_table() -> pd.DataFrame:
     def add(name: str, smaller: float, run: pd.Series, key: str, faster: float, claim: str = "") -> None:
         after, before = accuracy(run, key), accuracy(run, "teacher_correct")
         points = 100 * (float(after) - float(before))
-        row = {"model": name, "times smaller": smaller, "against 575 MB": smaller * IMAGENET_VGG19_BYTES / TEACHER_BYTES}
-        row |= {"accuracy": f"{100 * float(after):.1f}% ({after.correct:,} of {after.total:,})", "points": points, "times faster": faster}
+        row = {
+            "model": name,
+            "times smaller": smaller,
+            "against 575 MB": smaller * IMAGENET_VGG19_BYTES / TEACHER_BYTES,
+        }
+        row |= {
+            "accuracy": f"{100 * float(after):.1f}% ({after.correct:,} of {after.total:,})",
+            "points": points,
+            "times faster": faster,
+        }
         rows.append(row | {"usually claimed": claimed(claim)})
         used.append(run)
 
@@ -266,33 +312,83 @@ def series_table() -> pd.DataFrame:
 
     if (RESULTS / "pruning.csv").exists():
         gradual = (
-            read("pruning").query("method == 'gradual'").sort_values(["sparsity", "epochs"], kind="stable").groupby("sparsity").tail(1)
+            read("pruning")
+            .query("method == 'gradual'")
+            .sort_values(["sparsity", "epochs"], kind="stable")
+            .groupby("sparsity")
+            .tail(1)
         )
         for _, run in gradual.iterrows():
-            add(f"pruned, {run['sparsity']:.0%} zeros", run["teacher_bytes"] / run["bytes"], run, "correct", speed(run), "pruned")
+            add(
+                f"pruned, {run['sparsity']:.0%} zeros",
+                run["teacher_bytes"] / run["bytes"],
+                run,
+                "correct",
+                speed(run),
+                "pruned",
+            )
     if (RESULTS / "shipped.csv").exists():
         shipped = read("shipped").drop_duplicates("file", keep="last").set_index("file")
-        for file, name, claim in (("vgg19_channels20", "fewer channels", ""), ("vgg19_rank6", "low rank", "low rank")):
+        for file, name, claim in (
+            ("vgg19_channels20", "fewer channels", ""),
+            ("vgg19_rank6", "low rank", "low rank"),
+        ):
             if file in shipped.index:
                 run = shipped.loc[file]
                 add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), claim)
-                add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+                add(
+                    f"{name}, int8",
+                    run["teacher_onnx_bytes"] / run["int8_zip_bytes"],
+                    run,
+                    "int8_correct",
+                    speed(run, "int8_"),
+                )
         for file, name in (("vgg19_pruned95", "pruned, 95% zeros, int8"), ("vgg19", "teacher, int8")):
             if file not in shipped.index:
                 continue
             run = shipped.loc[file]
-            add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+            add(
+                name,
+                run["teacher_onnx_bytes"] / run["int8_zip_bytes"],
+                run,
+                "int8_correct",
+                speed(run, "int8_"),
+            )
     if (RESULTS / "combined.csv").exists():
         names = {"lossless": "combined, nearly lossless", "combined": "combined, smallest"}
         for _, run in read("combined").query("seed == 0").drop_duplicates("point", keep="last").iterrows():
             name = names.get(run["point"], run["point"])
-            add(name, run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"), "combined")
+            add(
+                name,
+                run["teacher_onnx_bytes"] / run["int8_zip_bytes"],
+                run,
+                "int8_correct",
+                speed(run, "int8_"),
+                "combined",
+            )
     if (RESULTS / "students.csv").exists():
-        taught = read("students").query("taught_by != 'nobody' and seed == 0").drop_duplicates("student", keep="last")
+        taught = (
+            read("students")
+            .query("taught_by != 'nobody' and seed == 0")
+            .drop_duplicates("student", keep="last")
+        )
         for _, run in taught.sort_values("parameters", ascending=False).iterrows():
             name = STUDENTS.get(run["student"], f"distilled {run['student']}")
-            add(name, run["teacher_onnx_bytes"] / run["onnx_bytes"], run, "correct", speed(run), name if name in CLAIMED else "")
-            add(f"{name}, int8", run["teacher_onnx_bytes"] / run["int8_zip_bytes"], run, "int8_correct", speed(run, "int8_"))
+            add(
+                name,
+                run["teacher_onnx_bytes"] / run["onnx_bytes"],
+                run,
+                "correct",
+                speed(run),
+                name if name in CLAIMED else "",
+            )
+            add(
+                f"{name}, int8",
+                run["teacher_onnx_bytes"] / run["int8_zip_bytes"],
+                run,
+                "int8_correct",
+                speed(run, "int8_"),
+            )
     for name in ("ResNet-50 student", "ResNet-50 pruned"):
         rows.append({"model": name, "accuracy": "", "usually claimed": claimed(name)})
     table, starts = pd.DataFrame(rows), pd.DataFrame(used)
@@ -305,12 +401,22 @@ def _table_lines() -> list[str]:
     """Return ``series_table`` as Markdown."""
     table = series_table()
     lines = ["", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    formats = {"times smaller": "{:.1f}", "against 575 MB": "{:.0f}", "points": "{:+.1f}", "times faster": "{:.1f}"}
+    formats = {
+        "times smaller": "{:.1f}",
+        "against 575 MB": "{:.0f}",
+        "points": "{:+.1f}",
+        "times faster": "{:.1f}",
+    }
     for _, row in table.iterrows():
-        cells = ["" if pd.isna(row[name]) else formats.get(name, "{}").format(row[name]) for name in table.columns]
+        cells = [
+            "" if pd.isna(row[name]) else formats.get(name, "{}").format(row[name]) for name in table.columns
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     if "lineage" in table.attrs:
-        lines += ["", f"The teacher that these networks were made from or taught by: {table.attrs['lineage']}. Points are against it."]
+        lines += [
+            "",
+            f"The teacher that these networks were made from or taught by: {table.attrs['lineage']}. Points are against it.",
+        ]
     return [*lines, ""]
 
 
@@ -326,7 +432,9 @@ def markdown() -> str:
             epochs = " + ".join(f"{cycle}{size}" for cycle, size in zip(last["epochs"], small, strict=True))
             who = "**Teacher**, VGG-19" if model == "vgg19" else f"**Begun**, {model}"
             epochs += " epoch" if epochs == "1" else " epochs"
-            lines.append(f"- {who} on CIFAR-10, {epochs} on {row['device']}: {accuracy(row)} on the test split.")
+            lines.append(
+                f"- {who} on CIFAR-10, {epochs} on {row['device']}: {accuracy(row)} on the test split."
+            )
     if (RESULTS / "distillation.csv").exists() and _experiments(read("distillation")):
         row, wide = pairs(read("distillation"))
         gains = wide["taught"] - wide["alone"]
@@ -345,10 +453,19 @@ def markdown() -> str:
         lines += _student_lines(read("students"))
     lines += _table_lines()
     runs = _compressed("pruning", "Pruning", _pruned)
-    runs += _compressed("channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
+    runs += _compressed(
+        "channels", "Channel pruning", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters"
+    )
     runs += _compressed("low_rank", "Low rank", lambda run: f"{run['parameters'] / 1e6:.2f}M parameters")
     if runs:
-        lines += ["<details><summary>Every single run of pruning and factorization, in PyTorch</summary>", "", *runs, "", "</details>", ""]
+        lines += [
+            "<details><summary>Every single run of pruning and factorization, in PyTorch</summary>",
+            "",
+            *runs,
+            "",
+            "</details>",
+            "",
+        ]
     if (RESULTS / "speed.csv").exists():
         row = read("speed").dropna(subset=["ratio"]).iloc[-1]
         lines.append(
@@ -364,7 +481,10 @@ def _student_lines(runs: pd.DataFrame) -> list[str]:
     lines = []
     for (student, epochs, seed), same in runs.groupby(["student", "epochs", "seed"], sort=False):
         by = same.drop_duplicates("taught_by", keep="last").set_index("taught_by")
-        said = [f"{'alone' if who == 'nobody' else f'taught by {who}'} {accuracy(run)}" for who, run in by.iterrows()]
+        said = [
+            f"{'alone' if who == 'nobody' else f'taught by {who}'} {accuracy(run)}"
+            for who, run in by.iterrows()
+        ]
         run = by.iloc[0]
         more = f"{epochs} more" if pd.notna(run.get("before")) else epochs
         lines.append(
@@ -413,7 +533,9 @@ def _commit() -> str:
     """Return the checked-out commit, with a + if helpers have changed since."""
     try:
         git = ["git", "-C", str(HOME)]
-        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--", "helpers"], capture_output=True, text=True, check=True
         ).stdout.strip()

@@ -64,7 +64,9 @@ class Lesson:
             folder.mkdir(parents=True, exist_ok=True)
             with checks.atomic_path(folder / f"{name}.png") as part, io.BytesIO() as drawn:
                 figure.savefig(drawn, format="png")
-                few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # plenty for a chart, a third of the bytes
+                few = (
+                    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                )  # plenty for a chart, a third of the bytes
                 few.save(part, format="png", optimize=True)
 
     def teacher(self) -> nn.Module:
@@ -108,7 +110,9 @@ def open_lesson(budget: str = "quick") -> Lesson:
     plotting.theme()
     lesson = Lesson(budget, load_data(os.environ.get("NNC_DATA") or "auto"))
     device = results.state().device
-    where = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else results.describe_device(device)
+    where = (
+        f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else results.describe_device(device)
+    )
     print(f"{lesson.data}\nbudget {budget}, on {where}")
     return lesson
 
@@ -134,7 +138,9 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
     table, failures = [], 0
     chosen = [path for path in notebooks() if checks.instance("only", only, str) in path.name]
     if not chosen:
-        raise ValueError(f"only must be part of a notebook's name, got {only!r}; there are {', '.join(p.name for p in notebooks())}")
+        raise ValueError(
+            f"only must be part of a notebook's name, got {only!r}; there are {', '.join(p.name for p in notebooks())}"
+        )
     if budget is not None:
         os.environ["NNC_BUDGET"] = checks.choice("budget", budget, BUDGETS)
     os.environ["CIFAR10_ROOT"] = str(cifar10_root().resolve())  # a kernel runs in its notebook's folder
@@ -145,7 +151,9 @@ def run(budget: str | None = None, only: str = "", *, write: bool = False) -> in
         print(f"[{number}/{len(chosen)}] {path.relative_to(HOME)} ...", end=" ", flush=True)
         started, verdict = time.perf_counter(), "ok"
         try:
-            papermill.execute_notebook(path, target, cwd=path.parent, progress_bar=False, kernel_name="python3")
+            papermill.execute_notebook(
+                path, target, cwd=path.parent, progress_bar=False, kernel_name="python3"
+            )
         except papermill.PapermillExecutionError as error:
             verdict, failures = f"{error.ename}: {error.evalue}".splitlines()[0], failures + 1
         except Exception as error:  # a kernel that died or did not start: the other notebooks still run
@@ -168,7 +176,9 @@ def _write_back(executed: Path, path: Path) -> None:
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = [
+        cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     notebook.metadata.pop("papermill", None)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -181,7 +191,9 @@ def _write_back(executed: Path, path: Path) -> None:
 
 
 def _is_noise(output: dict) -> bool:
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {}) or output.get("name") == "stderr"
+    return (
+        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) or output.get("name") == "stderr"
+    )
 
 
 def test() -> int:
@@ -208,25 +220,40 @@ def test() -> int:
         print(f"\n== {name}", flush=True)
         started = time.perf_counter()
         environment = {**os.environ, "NNC_BUDGET": "quick", "CIFAR10_ROOT": str(cifar10_root().resolve())}
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # outputs and bounds are those of a CPU
+        environment |= {
+            "CUDA_VISIBLE_DEVICES": "",
+            "ACCELERATE_USE_CPU": "true",
+        }  # outputs and bounds are those of a CPU
         environment |= {"NNC_DATA": data} if on else {}
         environment |= {"OMP_NUM_THREADS": str(cores // workers)} if name == "helpers" else {}
         failed = subprocess.run(command, cwd=HOME, env=environment).returncode
-        verdicts[name] = f"{'FAILED' if failed else 'passed'} in {(time.perf_counter() - started) / 60:.1f} min"
+        verdicts[name] = (
+            f"{'FAILED' if failed else 'passed'} in {(time.perf_counter() - started) / 60:.1f} min"
+        )
     print("\n" + "\n".join(f"{name:<24}{verdict}" for name, verdict in verdicts.items()))
     skipped = (BUILD / "skipped.txt").read_text("utf-8") if (BUILD / "skipped.txt").exists() else ""
-    print("\nskipped in helpers, and how to get it:\n" + skipped if skipped else "\nnothing was skipped in helpers")
+    print(
+        "\nskipped in helpers, and how to get it:\n" + skipped
+        if skipped
+        else "\nnothing was skipped in helpers"
+    )
     return sum(verdict.startswith("FAILED") for verdict in verdicts.values())
 
 
 def main() -> None:
     """Parse the command line; the exit status says whether anything failed."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.series", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.series", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("what", choices=("run", "write", "test"))
     parser.add_argument("--budget", choices=("quick", "full"))
     parser.add_argument("--only", default="", help="part of a notebook's name")
     arguments = parser.parse_args()
-    failures = test() if arguments.what == "test" else run(arguments.budget, arguments.only, write=arguments.what == "write")
+    failures = (
+        test()
+        if arguments.what == "test"
+        else run(arguments.budget, arguments.only, write=arguments.what == "write")
+    )
     sys.exit(1 if failures else 0)
 
 

@@ -41,7 +41,11 @@ PROBABILITY = 1e-4  # largest difference of a probability that the served networ
 
 
 def to_torchserve(
-    model: nn.Module, path: str | os.PathLike, pictures: Split | None = None, *, classes: Sequence[str] | None = None
+    model: nn.Module,
+    path: str | os.PathLike,
+    pictures: Split | None = None,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Pack ``model`` for TorchServe (.mar): TorchScript, and a handler that turns PNG or JPEG files into classes.
 
@@ -66,17 +70,23 @@ def to_torchserve(
     """
     path, pictures = target(path, ".mar", model, pictures)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem, re.ASCII):
-        raise ValueError(f"path must name the file by letters, digits, '_', '-' and '.', since the name goes into URLs; got {str(path)!r}")
+        raise ValueError(
+            f"path must name the file by letters, digits, '_', '-' and '.', since the name goes into URLs; got {str(path)!r}"
+        )
     model = frozen(model)
     expected = predict(model, pictures).softmax(1)
     classes = default_data().classes if classes is None else checks.names("classes", classes)
     if len(classes) != expected.shape[1]:
-        raise ValueError(f"classes must name each of the {expected.shape[1]} logits, got {len(classes)} names")
+        raise ValueError(
+            f"classes must name each of the {expected.shape[1]} logits, got {len(classes)} names"
+        )
     with needs("torch-model-archiver"):
         import model_archiver  # noqa: F401
     with checks.atomic_path(path) as part, tempfile.TemporaryDirectory() as folder:
         with converting(path, "torch-model-archiver"):
-            shutil.copyfile(_pack(model, classes, pictures, path.stem, Path(folder)), part)  # the folder may be on another disk
+            shutil.copyfile(
+                _pack(model, classes, pictures, path.stem, Path(folder)), part
+            )  # the folder may be on another disk
         _check(part, expected, pictures, path)
     return path
 
@@ -102,7 +112,9 @@ class Server:
         """
         checks.instance("picture", picture, bytes)
         token = self.token if token is None else checks.instance("token", token, str)
-        headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        headers = {"Content-Type": "application/octet-stream"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
         request = urllib.request.Request(self.url, data=picture, headers=headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
@@ -133,25 +145,49 @@ def serving(path: str | os.PathLike, *, seconds: float = 120) -> Iterator[Server
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_torchserve.")
     if shutil.which("java") is None:
-        raise RuntimeError("TorchServe needs Java 11 or newer. Way out: apt install default-jre-headless (Debian, Ubuntu)")
+        raise RuntimeError(
+            "TorchServe needs Java 11 or newer. Way out: apt install default-jre-headless (Debian, Ubuntu)"
+        )
     with needs("torchserve"):
         import ts  # noqa: F401
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = _configure(path, folder)
         log = stack.enter_context((folder / "server.log").open("w", encoding="utf-8"))
-        command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground", "--ts-config", "config.properties"]
+        command = [
+            sys.executable,
+            "-m",
+            "ts.model_server",
+            "--start",
+            "--ncs",
+            "--foreground",
+            "--ts-config",
+            "config.properties",
+        ]
         command += ["--model-store", "store", "--models", f"{path.stem}={path.name}"]
         (folder / "java").mkdir()
-        environment = {key: value for key, value in os.environ.items() if key != "TS_CONFIG_FILE"}  # it would come before --ts-config
-        environment |= {"TMPDIR": name, "LOG_LOCATION": name, "METRICS_LOCATION": name}  # its process number lies in TMPDIR
-        environment["TEMP"] = os.fspath(folder / "java")  # where Java unpacks the archive: two servers must not share it
+        environment = {
+            key: value for key, value in os.environ.items() if key != "TS_CONFIG_FILE"
+        }  # it would come before --ts-config
+        environment |= {
+            "TMPDIR": name,
+            "LOG_LOCATION": name,
+            "METRICS_LOCATION": name,
+        }  # its process number lies in TMPDIR
+        environment["TEMP"] = os.fspath(
+            folder / "java"
+        )  # where Java unpacks the archive: two servers must not share it
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield _started(process, folder, url, f"{url}/predictions/{path.stem}", seconds)
         finally:
             stop = [sys.executable, "-m", "ts.model_server", "--stop", "--foreground"]
-            _end(process, lambda: subprocess.run(stop, cwd=folder, env=environment, stdout=log, stderr=log, check=False, timeout=60))
+            _end(
+                process,
+                lambda: subprocess.run(
+                    stop, cwd=folder, env=environment, stdout=log, stderr=log, check=False, timeout=60
+                ),
+            )
 
 
 def archive_labels(path: str | os.PathLike, pictures: Split) -> Tensor:
@@ -169,7 +205,10 @@ def archive_labels(path: str | os.PathLike, pictures: Split) -> Tensor:
         FileNotFoundError: there is no such file.
         ExportError: the handler refuses a picture; the message says why.
     """
-    path, pictures = checks.path("path", path, ".mar"), some("pictures", checks.instance("pictures", pictures, Split), "test")
+    path, pictures = (
+        checks.path("path", path, ".mar"),
+        some("pictures", checks.instance("pictures", pictures, Split), "test"),
+    )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Way out: write it first, with to_torchserve.")
     return torch.tensor([answer["label"] for answer in _asked(path, pictures, path)])
@@ -177,7 +216,12 @@ def archive_labels(path: str | os.PathLike, pictures: Split) -> Tensor:
 
 def png(image: Tensor) -> bytes:
     """Encode a picture, uint8, 3 x H x W, as a PNG file, which loses nothing."""
-    if checks.instance("image", image, Tensor).dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+    if (
+        checks.instance("image", image, Tensor).dtype != torch.uint8
+        or image.ndim != 3
+        or image.shape[0] != 3
+        or not image.numel()
+    ):
         raise ValueError(f"image must be uint8, 3 x H x W, got {image.dtype}, {tuple(image.shape)}")
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
@@ -196,7 +240,12 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
     size = pictures.images.shape[-1]
     with torch.no_grad():
         torch.jit.trace(model, torch.zeros(2, 3, size, size)).save(os.fspath(folder / "model.pt"))
-    settings = {"classes": list(classes), "mean": list(pictures.mean), "std": list(pictures.std), "size": size}
+    settings = {
+        "classes": list(classes),
+        "mean": list(pictures.mean),
+        "std": list(pictures.std),
+        "size": size,
+    }
     (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
     (folder / "model-config.yaml").write_text(
         f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {BATCH}\nmaxBatchDelay: 50\nresponseTimeout: 60\n", "utf-8"
@@ -249,7 +298,11 @@ def _asked(part: Path, pictures: Split, path: Path) -> list[dict]:
     """
     requests = [{"body": png(image)} for image in pictures.images.cpu()]
     with unpacked_handler(part) as (worker, context):
-        answers = [answer for start in range(0, len(requests), BATCH) for answer in worker.handle(requests[start : start + BATCH], context)]
+        answers = [
+            answer
+            for start in range(0, len(requests), BATCH)
+            for answer in worker.handle(requests[start : start + BATCH], context)
+        ]
     if context.statuses or any("error" in answer for answer in answers):
         raise ExportError(f"{path} refuses pictures: {next(iter(context.statuses.values()))}")
     return answers
@@ -259,8 +312,12 @@ def _check(part: Path, expected: Tensor, pictures: Split, path: Path) -> None:
     """Raise ExportError if the archive's handler answers otherwise than PyTorch; ``expected`` are its probabilities."""
     answers = _asked(part, pictures, path)
     probabilities, labels = expected.max(1)
-    difference = max(abs(answer["probability"] - p) for answer, p in zip(answers, probabilities.tolist(), strict=True))
-    same = sum(answer["label"] == label for answer, label in zip(answers, labels.tolist(), strict=True)) / len(answers)
+    difference = max(
+        abs(answer["probability"] - p) for answer, p in zip(answers, probabilities.tolist(), strict=True)
+    )
+    same = sum(
+        answer["label"] == label for answer, label in zip(answers, labels.tolist(), strict=True)
+    ) / len(answers)
     if not (difference <= PROBABILITY and same == 1):
         raise ExportError(
             f"{path} differs from PyTorch by {difference:.3g} in a probability (allowed: {PROBABILITY:g}) and names the same class for "
@@ -300,7 +357,9 @@ def _end(process: subprocess.Popen, stop: Callable[[], object]) -> None:
             stop()
             process.wait(timeout=20)
     finally:
-        family += [each for each in _descendants(process) if each not in family]  # a worker that was started since
+        family += [
+            each for each in _descendants(process) if each not in family
+        ]  # a worker that was started since
         for each in reversed(family):
             with contextlib.suppress(psutil.Error):
                 each.kill()
@@ -331,4 +390,6 @@ def _started(process: subprocess.Popen, folder: Path, url: str, predictions: str
                 if json.loads(answer.read()).get("status") == "Healthy":
                     return Server(predictions, token)
         time.sleep(0.25)
-    raise RuntimeError(f"TorchServe did not start within {seconds:g} s: {(folder / 'server.log').read_text('utf-8')[-1500:]}")
+    raise RuntimeError(
+        f"TorchServe did not start within {seconds:g} s: {(folder / 'server.log').read_text('utf-8')[-1500:]}"
+    )

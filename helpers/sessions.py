@@ -115,14 +115,18 @@ def executorch_session(path: str | os.PathLike, threads: int | None = None) -> S
     threads = thread_count(threads)
     with quiet():
         if portable_lib._threadpool_get_thread_count() != threads:
-            portable_lib._unsafe_reset_threadpool(threads)  # unsafe while another thread runs a network; we have none
+            portable_lib._unsafe_reset_threadpool(
+                threads
+            )  # unsafe while another thread runs a network; we have none
         program = Runtime.get().load_program(Path(path))
         method = program.load_method("forward")
 
     def classify(image: np.ndarray) -> np.ndarray:
         return method.execute([torch.from_numpy(image)])[0].numpy().copy()
 
-    return lambda images: np.concatenate([classify(np.ascontiguousarray(images[i : i + 1])) for i in range(len(images))])
+    return lambda images: np.concatenate(
+        [classify(np.ascontiguousarray(images[i : i + 1])) for i in range(len(images))]
+    )
 
 
 SESSIONS: dict[str, Callable[[str | os.PathLike, int | None], Session]] = {
@@ -170,7 +174,10 @@ def litert_scales(path: str | os.PathLike) -> dict[str, tuple[float, int]]:
     with quiet():
         interpreter = Interpreter(os.fspath(path))
     tensors = {"images": interpreter.get_input_details()[0], "logits": interpreter.get_output_details()[0]}
-    return {name: (float(tensor["quantization"][0]), int(tensor["quantization"][1])) for name, tensor in tensors.items()}
+    return {
+        name: (float(tensor["quantization"][0]), int(tensor["quantization"][1]))
+        for name, tensor in tensors.items()
+    }
 
 
 def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Path:
@@ -187,7 +194,9 @@ def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Pat
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"{name} must end in {', '.join(suffixes)}, got {str(path)!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Way out: export the network first, with helpers.export.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Way out: export the network first, with helpers.export."
+        )
     return path
 
 
@@ -213,7 +222,9 @@ def needs(package: str) -> Iterator[None]:
         yield
     except ImportError as error:
         wanted = " ".join(f"'{each}'" for each in PACKAGES[package].split())
-        raise ImportError(f"this needs {package}, which cannot be imported ({error}). Way out: pip install {wanted}") from error
+        raise ImportError(
+            f"this needs {package}, which cannot be imported ({error}). Way out: pip install {wanted}"
+        ) from error
 
 
 @contextmanager
@@ -261,7 +272,9 @@ def _resident_peak() -> float:
     """Return the most memory that this process has had resident so far, in MB (10^6 bytes)."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count the parent's memory too, on Linux
-        kilobytes = next(line.split()[1] for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+        kilobytes = next(
+            line.split()[1] for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM")
+        )
         return int(kilobytes) * 1024 / 1e6
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e6

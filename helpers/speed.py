@@ -26,10 +26,21 @@ def speed(arguments: argparse.Namespace) -> None:
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
     model = models.build("vgg19")
-    fit(model, replace(data, train=data.train.take(slice(0, 2 * batch_size))), epochs=1, batch_size=batch_size, progress=False)
+    fit(
+        model,
+        replace(data, train=data.train.take(slice(0, 2 * batch_size))),
+        epochs=1,
+        batch_size=batch_size,
+        progress=False,
+    )
     ours = fit(model, data, epochs=1, batch_size=batch_size, progress=False)["images_per_second"][0]
     plain = _tutorial_loop(batch_size, steps)
-    row = {"model": "vgg19", "batch_size": batch_size, "steps": steps, "fit_images_per_second": round(ours, 1)}
+    row = {
+        "model": "vgg19",
+        "batch_size": batch_size,
+        "steps": steps,
+        "fit_images_per_second": round(ours, 1),
+    }
     row |= {"tutorial_images_per_second": round(plain, 1), "ratio": round(ours / plain, 2)}
     results.append("speed", row | results.provenance(0))
     print(f"fit {ours:.1f} images/s, tutorial loop {plain:.1f} images/s: {ours / plain:.2f} times")
@@ -42,8 +53,18 @@ def speed_pruning(arguments: argparse.Namespace) -> None:
     batch_size, steps, every = 256, 60, 30  # as often as by default in a run of a few epochs
     data = load_data("cifar10", train_limit=batch_size * steps)
     data = replace(data, validation=data.validation.take(slice(0, 500)))
-    pruner = _Timed(pruning.GradualPruner(pruning.PolynomialSchedule(0.9, 0.5), every=every))  # masks are there from the first step on
-    history = fit(models.load(TEACHER), data, epochs=1, batch_size=batch_size, lr=0.01, callbacks=[pruner], progress=False)
+    pruner = _Timed(
+        pruning.GradualPruner(pruning.PolynomialSchedule(0.9, 0.5), every=every)
+    )  # masks are there from the first step on
+    history = fit(
+        models.load(TEACHER),
+        data,
+        epochs=1,
+        batch_size=batch_size,
+        lr=0.01,
+        callbacks=[pruner],
+        progress=False,
+    )
     share = 100 * pruner.seconds / (history["seconds"][0] - pruner.seconds)
     seconds: dict[str, list[float]] = {"ours": [], "torch": []}
     for _ in range(5):
@@ -57,10 +78,22 @@ def speed_pruning(arguments: argparse.Namespace) -> None:
                 nn.utils.prune.global_unstructured(layers, nn.utils.prune.L1Unstructured, amount=0.9)
             seconds[who].append(time.perf_counter() - started)
     ours, theirs = (statistics.median(some) for some in seconds.values())
-    row = {"model": "vgg19", "batch_size": batch_size, "steps": steps, "every": every, "pruner_percent_of_step": round(share, 2)}
-    row |= {"prune_once_seconds": round(ours, 3), "torch_seconds": round(theirs, 3), "ratio": round(theirs / ours, 2)}
+    row = {
+        "model": "vgg19",
+        "batch_size": batch_size,
+        "steps": steps,
+        "every": every,
+        "pruner_percent_of_step": round(share, 2),
+    }
+    row |= {
+        "prune_once_seconds": round(ours, 3),
+        "torch_seconds": round(theirs, 3),
+        "ratio": round(theirs / ours, 2),
+    }
     results.append("speed_pruning", row | results.provenance(0))
-    print(f"GradualPruner adds {share:.2f}% to a step; one pruning of VGG-19 {ours:.2f} s, torch.nn.utils.prune {theirs:.2f} s")
+    print(
+        f"GradualPruner adds {share:.2f}% to a step; one pruning of VGG-19 {ours:.2f} s, torch.nn.utils.prune {theirs:.2f} s"
+    )
 
 
 class _Timed(Callback):
@@ -114,9 +147,14 @@ def speed_low_rank(arguments: argparse.Namespace) -> None:
         "analyze_seconds": round(analyzed - started, 2),
         "factorize_seconds": round(factorized - analyzed, 2),
     }
-    row |= {"tensorly_seconds": round(ended - factorized, 2), "ratio": round((ended - factorized) / (factorized - analyzed), 2)}
+    row |= {
+        "tensorly_seconds": round(ended - factorized, 2),
+        "ratio": round((ended - factorized) / (factorized - analyzed), 2),
+    }
     results.append("speed_low_rank", row | results.provenance(0))
-    print(f"analyze {row['analyze_seconds']} s, factorize {row['factorize_seconds']} s, tensorly {row['tensorly_seconds']} s")
+    print(
+        f"analyze {row['analyze_seconds']} s, factorize {row['factorize_seconds']} s, tensorly {row['tensorly_seconds']} s"
+    )
 
 
 def speed_sliders(arguments: argparse.Namespace) -> None:
@@ -126,7 +164,10 @@ def speed_sliders(arguments: argparse.Namespace) -> None:
     layers = {name: model.get_submodule(name) for name in pruning.prunable(model)}
     full = {name: min(layer.weight.flatten(1).shape) for name, layer in layers.items()}
     even = {name: low_rank.break_even_rank(layer) for name, layer in layers.items()}
-    networks = [business.Network(name, milliseconds, 80.0, 0.92, 80.0) for name, milliseconds in (("before", 12.0), ("after", 0.5))]
+    networks = [
+        business.Network(name, milliseconds, 80.0, 0.92, 80.0)
+        for name, milliseconds in (("before", 12.0), ("after", 0.5))
+    ]
     boxes = {
         "temperature": widgets.temperature_slider(predict(model, sample)[0], data.classes, 0),
         "sparsity": widgets.sparsity_slider(weight, pruning.sweep(model, sample, (0.0, 0.5, 0.9)), 0.5),
@@ -136,13 +177,23 @@ def speed_sliders(arguments: argparse.Namespace) -> None:
     }
     for name, box in boxes.items():
         slider, seconds = box.children[0], []
-        positions = [slider.min, slider.max] if name == "temperature" else [value for _, value in slider._options_full]
+        positions = (
+            [slider.min, slider.max]
+            if name == "temperature"
+            else [value for _, value in slider._options_full]
+        )
         for value in (*positions, *positions[::-1])[1:]:
             started = time.perf_counter()
             slider.value = value
             seconds.append(time.perf_counter() - started)
-        row = {"slider": name, "redraws": len(seconds), "median_seconds": round(statistics.median(seconds), 3)}
-        results.append("speed_sliders", row | {"largest_seconds": round(max(seconds), 3)} | results.provenance(0))
+        row = {
+            "slider": name,
+            "redraws": len(seconds),
+            "median_seconds": round(statistics.median(seconds), 3),
+        }
+        results.append(
+            "speed_sliders", row | {"largest_seconds": round(max(seconds), 3)} | results.provenance(0)
+        )
         print(f"{name}: a redraw takes {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s")
 
 
@@ -152,7 +203,9 @@ def _tutorial_loop(batch_size: int, steps: int) -> float:
     from torchvision.datasets import CIFAR10
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
-    loader = torch.utils.data.DataLoader(CIFAR10(cifar10_root(), transform=transform), batch_size, shuffle=True, num_workers=2)
+    loader = torch.utils.data.DataLoader(
+        CIFAR10(cifar10_root(), transform=transform), batch_size, shuffle=True, num_workers=2
+    )
     model = models.build("vgg19").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     started, warm_up = 0.0, 2

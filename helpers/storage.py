@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from helpers import checks
+from helpers.files import LARGEST
 
 STORAGES = ("dense", "zip", "bitmask", "bitmask+zip", "csr", "2:4")
-LARGEST = 2**31  # bytes of one network in memory: what a file's header may claim
 
 Pieces = dict[str, np.ndarray]
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -45,7 +45,10 @@ def pack(tensors: dict[str, Tensor], storage: str) -> tuple[dict[str, Tensor], d
             written[name] = tensor
             continue
         packed[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        written |= {f"{name}|{key}": torch.from_numpy(np.frombuffer(piece.tobytes(), np.uint8).copy()) for key, piece in pieces.items()}
+        written |= {
+            f"{name}|{key}": torch.from_numpy(np.frombuffer(piece.tobytes(), np.uint8).copy())
+            for key, piece in pieces.items()
+        }
     return written, packed
 
 
@@ -57,15 +60,28 @@ def unpack(written: dict[str, Tensor], packed: dict[str, dict], storage: str) ->
     """
     checks.choice("storage", storage, STORAGES)
     shapes = {name: tuple(int(size) for size in about["shape"]) for name, about in packed.items()}
-    if any(size < 0 for shape in shapes.values() for size in shape) or sum(8 * math.prod(shape) for shape in shapes.values()) > 2 * LARGEST:
+    if (
+        any(size < 0 for shape in shapes.values() for size in shape)
+        or sum(8 * math.prod(shape) for shape in shapes.values()) > 2 * LARGEST
+    ):
         raise ValueError("its header claims more than 2 GiB of weights")
-    if any(len(shape) < 2 for shape in shapes.values()) or any(about["dtype"] not in _FLOATS for about in packed.values()):
-        raise ValueError(f"packed tensors have two or more dimensions and one of the types {', '.join(_FLOATS)}")
+    if any(len(shape) < 2 for shape in shapes.values()) or any(
+        about["dtype"] not in _FLOATS for about in packed.values()
+    ):
+        raise ValueError(
+            f"packed tensors have two or more dimensions and one of the types {', '.join(_FLOATS)}"
+        )
     tensors = {name: tensor for name, tensor in written.items() if name.rpartition("|")[0] not in packed}
     for name, shape in shapes.items():
         dtype = getattr(torch, packed[name]["dtype"])
-        pieces = {key.removeprefix(f"{name}|"): tensor.numpy() for key, tensor in written.items() if key.startswith(f"{name}|")}
-        bits = _DECODERS[storage](pieces, shape, torch.zeros((), dtype=_INTEGERS[dtype.itemsize]).numpy().dtype)
+        pieces = {
+            key.removeprefix(f"{name}|"): tensor.numpy()
+            for key, tensor in written.items()
+            if key.startswith(f"{name}|")
+        }
+        bits = _DECODERS[storage](
+            pieces, shape, torch.zeros((), dtype=_INTEGERS[dtype.itemsize]).numpy().dtype
+        )
         tensors[name] = torch.from_numpy(np.ascontiguousarray(bits)).view(dtype).view(shape)
     return tensors
 
@@ -93,7 +109,10 @@ def _inflate(data: np.ndarray, size: int) -> np.ndarray:
 
 def _planes(values: np.ndarray) -> np.ndarray:
     """Deflate the values plane by plane: sign and exponent repeat and get short codes, the mantissa's bytes do not."""
-    return _deflate(np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T), zlib.Z_HUFFMAN_ONLY)
+    return _deflate(
+        np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T),
+        zlib.Z_HUFFMAN_ONLY,
+    )
 
 
 def _from_planes(piece: np.ndarray, count: int, integer: np.dtype) -> np.ndarray:
@@ -157,17 +176,27 @@ def _csr(tensor: Tensor) -> Pieces:
     matrix = _bits(tensor).reshape(len(tensor), -1)
     rows, columns = matrix.nonzero()
     counts = np.bincount(rows, minlength=len(matrix)).astype(np.uint32)
-    return {"counts": counts, "columns": columns.astype(_column_type(tuple(tensor.shape))), "values": matrix[rows, columns]}
+    return {
+        "counts": counts,
+        "columns": columns.astype(_column_type(tuple(tensor.shape))),
+        "values": matrix[rows, columns],
+    }
 
 
 def _from_csr(pieces: Pieces, shape: tuple[int, ...], integer: np.dtype) -> np.ndarray:
     counts = _sized(pieces["counts"], 4 * shape[0]).view(np.uint32).astype(np.int64)
     total, width = int(counts.sum()), math.prod(shape[1:])
-    columns = _sized(pieces["columns"], total * np.dtype(_column_type(shape)).itemsize).view(_column_type(shape)).astype(np.int64)
+    columns = (
+        _sized(pieces["columns"], total * np.dtype(_column_type(shape)).itemsize)
+        .view(_column_type(shape))
+        .astype(np.int64)
+    )
     if total and columns.max() >= width:
         raise ValueError("a column lies outside its row")
     bits = np.zeros(math.prod(shape), integer)
-    bits[np.repeat(np.arange(shape[0]), counts) * width + columns] = _sized(pieces["values"], total * integer.itemsize).view(integer)
+    bits[np.repeat(np.arange(shape[0]), counts) * width + columns] = _sized(
+        pieces["values"], total * integer.itemsize
+    ).view(integer)
     return bits
 
 
@@ -183,7 +212,10 @@ def _two_of_four(tensor: Tensor) -> Pieces | None:
     where = (groups == 0).argsort(axis=1, kind="stable")[:, :2].astype(np.uint8)
     codes = where[:, 0] | where[:, 1] << 2
     codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
-    return {"positions": codes[::2] | codes[1::2] << 4, "values": np.take_along_axis(groups, where.astype(np.int64), 1)}
+    return {
+        "positions": codes[::2] | codes[1::2] << 4,
+        "values": np.take_along_axis(groups, where.astype(np.int64), 1),
+    }
 
 
 def _from_two_of_four(pieces: Pieces, shape: tuple[int, ...], integer: np.dtype) -> np.ndarray:
@@ -192,7 +224,9 @@ def _from_two_of_four(pieces: Pieces, shape: tuple[int, ...], integer: np.dtype)
     codes = np.stack([bytes_ & 15, bytes_ >> 4], 1).reshape(-1)[:count]
     where = np.stack([codes & 3, codes >> 2], 1).astype(np.int64)
     groups = np.zeros((count, 4), integer)
-    np.put_along_axis(groups, where, _sized(pieces["values"], 2 * count * integer.itemsize).view(integer).reshape(-1, 2), 1)
+    np.put_along_axis(
+        groups, where, _sized(pieces["values"], 2 * count * integer.itemsize).view(integer).reshape(-1, 2), 1
+    )
     return np.moveaxis(groups.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
 
 

@@ -160,29 +160,42 @@ def fit(
     }
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be callable(logits, images, labels) -> scalar, got {loss!r}")
-    callbacks = tuple(checks.instance("callbacks", callback, Callback) for callback in checks.instance("callbacks", callbacks, Sequence))
+    callbacks = tuple(
+        checks.instance("callbacks", callback, Callback)
+        for callback in checks.instance("callbacks", callbacks, Sequence)
+    )
     if checkpoint is not None:
         checkpoint = checks.path("checkpoint", checkpoint, ".safetensors")
         checks.writable(checkpoint)
     if loss is not None and label_smoothing:
-        raise ValueError(f"label_smoothing must be 0 when loss is given, got {label_smoothing}: it is the default loss's")
+        raise ValueError(
+            f"label_smoothing must be 0 when loss is given, got {label_smoothing}: it is the default loss's"
+        )
 
     # 1. Everything moves to the device once: the model, the teacher if the loss has one, the pictures.
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("model must have a parameter to train, but every one is frozen (requires_grad is False)")
+        raise ValueError(
+            "model must have a parameter to train, but every one is frozen (requires_grad is False)"
+        )
     accelerator = Accelerator(mixed_precision="no")  # autocast is ours, below: it then covers a teacher too
     device = accelerator.device
     if batch_size % accelerator.num_processes:
-        raise ValueError(f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {batch_size}")
+        raise ValueError(
+            f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {batch_size}"
+        )
     model.to(device, memory_format=torch.channels_last)
     if isinstance(loss, nn.Module):
         loss.to(device, memory_format=torch.channels_last)
     train, validation = data.train.to(device), data.validation.to(device)
     _check_logits(model, train)
-    optimizer = torch.optim.SGD(_parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0)
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, weight_decay), lr=lr, momentum=momentum, nesterov=momentum > 0
+    )
     wrapped, stepper = accelerator.prepare(model, optimizer)
     forward = torch.compile(wrapped) if compile else wrapped
-    objective = loss or (lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing))
+    objective = loss or (
+        lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    )
 
     # 2. A run is where it is: fresh, or wherever the checkpoint says.
     steps_per_epoch = max(1, len(train) // batch_size)
@@ -196,8 +209,18 @@ def fit(
         callback.on_start(run)
 
     # 3. The loop.
-    bar = tqdm(total=run.steps, initial=run.step, disable=not progress or not accelerator.is_main_process, leave=False)
-    views = {"augmented": augment, "hole": cutout, "rank": accelerator.process_index, "world": accelerator.num_processes}
+    bar = tqdm(
+        total=run.steps,
+        initial=run.step,
+        disable=not progress or not accelerator.is_main_process,
+        leave=False,
+    )
+    views = {
+        "augmented": augment,
+        "hole": cutout,
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+    }
     while run.epoch < epochs:
         started, totals = time.perf_counter(), torch.zeros(3, device=device)
         model.train()
@@ -217,17 +240,26 @@ def fit(
             for callback in callbacks:
                 callback.on_step(run)
             correct = (logits.argmax(1) == labels).sum()
-            totals += torch.stack([value.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
+            totals += torch.stack(
+                [value.detach() * len(labels), correct, torch.full_like(correct, len(labels))]
+            )
             bar.update()
         seconds = time.perf_counter() - started
         total, correct, seen = accelerator.reduce(totals).tolist()
-        if accelerator.num_processes > 1:  # each process has normalised its own pictures; keep the first one's statistics
+        if (
+            accelerator.num_processes > 1
+        ):  # each process has normalised its own pictures; keep the first one's statistics
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
         # 4. A row, and a checkpoint.
         run.epoch += 1
-        row = {"epoch": run.epoch, "lr": optimizer.param_groups[0]["lr"], "loss": total / seen, "train_accuracy": correct / seen}
+        row = {
+            "epoch": run.epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+            "loss": total / seen,
+            "train_accuracy": correct / seen,
+        }
         row["validation_accuracy"] = float(evaluate(model, validation, precision=precision))
         row |= {"seconds": seconds, "images_per_second": seen / seconds}
         for callback in callbacks:
@@ -267,7 +299,9 @@ def _check_logits(model: nn.Module, train: Split) -> None:
     """Look at the logits of two pictures before an hour is spent on them; a label beyond them would end a GPU's process."""
     found, classes = predict(model, train.take(slice(0, 2))).shape[1], int(train.labels.max()) + 1
     if found < classes:
-        raise ValueError(f"model must put out a logit for each of the {classes} classes that data.train has, got {found}")
+        raise ValueError(
+            f"model must put out a logit for each of the {classes} classes that data.train has, got {found}"
+        )
 
 
 def _check_finite(loss: float, run: Run, lr: float) -> None:
@@ -288,8 +322,14 @@ def _fingerprint(model: nn.Module, data: Data, loss: Loss | None, callbacks: Seq
     described = loss.extra_repr() if isinstance(loss, nn.Module) else getattr(loss, "__qualname__", "")
     if isinstance(loss, nn.Module) and loss.state_dict():  # another teacher's opinions are another run
         described += f", weights {digest({name: tensor.detach().cpu() for name, tensor in loss.state_dict().items()})[:10]}"
-    observed = [f"{type(callback).__name__}({callback.extra_repr()})" for callback in callbacks if callback.extra_repr()]
-    pictures, labels = (zlib.crc32(tensor.cpu().contiguous().numpy()) for tensor in (data.train.images, data.train.labels))
+    observed = [
+        f"{type(callback).__name__}({callback.extra_repr()})"
+        for callback in callbacks
+        if callback.extra_repr()
+    ]
+    pictures, labels = (
+        zlib.crc32(tensor.cpu().contiguous().numpy()) for tensor in (data.train.images, data.train.labels)
+    )
     return {
         "data": [data.name, len(data.train), pictures, labels],
         "model": zlib.crc32(json.dumps(shapes).encode()),
@@ -313,10 +353,16 @@ def _seeded(seed: int, epoch: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(number)
 
 
-def _write_checkpoint(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict, history: list[dict]) -> None:
+def _write_checkpoint(
+    path: Path, run: Run, callbacks: Sequence[Callback], settings: dict, history: list[dict]
+) -> None:
     tensors = {f"model/{name}": tensor for name, tensor in run.model.state_dict().items()}
     for index, state in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items() if value is not None}
+        tensors |= {
+            f"optimizer/{index}/{name}": torch.as_tensor(value)
+            for name, value in state.items()
+            if value is not None
+        }
     for index, callback in enumerate(callbacks):
         tensors |= {f"callback/{index}/{name}": tensor for name, tensor in callback.state_dict().items()}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -330,29 +376,39 @@ def _resume(path: Path, run: Run, callbacks: Sequence[Callback], settings: dict)
     if "record" not in metadata:
         raise CheckpointError(f"{path} is not a checkpoint of fit. Way out: delete it or name another file.")
     if metadata.get("sha256") != digest(tensors, metadata["record"]):
-        raise CheckpointError(f"{path} is altered: it does not match the checksum in its header. Way out: delete it.")
+        raise CheckpointError(
+            f"{path} is altered: it does not match the checksum in its header. Way out: delete it."
+        )
     try:
         record = json.loads(metadata["record"])
         found, history = record["settings"], [dict(row) for row in record["history"]]
         found = {"cutout": 0, **found}  # files from before there was one go on
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of fit ({error}). Way out: delete it or name another file.") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint of fit ({error}). Way out: delete it or name another file."
+        ) from error
     differing = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
     if differing:
         other = ", ".join(f"{key} {found.get(key)!r} (now {settings.get(key)!r})" for key in differing)
         raise ValueError(f"checkpoint {path} belongs to a run with {other}: delete it or name another file")
 
     def under(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
 
     try:
         run.model.load_state_dict(under("model/"))
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         for name, tensor in under("optimizer/").items():
             index, _, key = name.partition("/")
-            run.optimizer.state[parameters[int(index)]][key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
+            run.optimizer.state[parameters[int(index)]][key] = torch.empty_like(parameters[int(index)]).copy_(
+                tensor
+            )
         for index, callback in enumerate(callbacks):
             callback.load_state_dict(under(f"callback/{index}/"))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} holds other tensors than this run's ({error}). Way out: delete it or name another file.") from error
+        raise CheckpointError(
+            f"{path} holds other tensors than this run's ({error}). Way out: delete it or name another file."
+        ) from error
     return history

@@ -16,7 +16,9 @@ from helpers import business, checks, plotting
 from helpers.distillation import temperature_effect
 from helpers.quantization import round_to_grid
 
-TEMPERATURES = tuple(round(10 ** (step / 20), 3) for step in range(0, 27))  # 1 to 20, evenly spaced in the logarithm
+TEMPERATURES = tuple(
+    round(10 ** (step / 20), 3) for step in range(0, 27)
+)  # 1 to 20, evenly spaced in the logarithm
 
 
 def temperature_figure(logits: Tensor, temperature: float, classes: Sequence[str], label: int) -> Figure:
@@ -39,7 +41,9 @@ def temperature_figure(logits: Tensor, temperature: float, classes: Sequence[str
     return plotting.temperature(effects, temperature, classes, label)
 
 
-def temperature_slider(logits: Tensor, classes: Sequence[str], label: int, start: float = 4.0) -> ipywidgets.Widget:
+def temperature_slider(
+    logits: Tensor, classes: Sequence[str], label: int, start: float = 4.0
+) -> ipywidgets.Widget:
     """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
     checks.number("start", start, 1, 20)
     slider = ipywidgets.FloatSlider(
@@ -71,7 +75,9 @@ def sparsity_slider(weight: Tensor, table: pd.DataFrame, start: float = 0.9) -> 
     return figure_slider(slider, lambda value: sparsity_figure(weight, table, value))
 
 
-def energy_figure(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], energy: float) -> Figure:
+def energy_figure(
+    table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], energy: float
+) -> Figure:
     """Draw every layer's rank, and the network's parameters, MACs and accuracy, at ``energy``.
 
     Args:
@@ -91,10 +97,14 @@ def energy_figure(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapp
     return plotting.ranks(table, full, break_even, row)
 
 
-def energy_slider(table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], start: float = 0.9) -> ipywidgets.Widget:
+def energy_slider(
+    table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], start: float = 0.9
+) -> ipywidgets.Widget:
     """Return the energy slider of notebook 03: it moves through the rows of ``table`` (from ``low_rank.sweep``)."""
     _row(table, "energy", start, "start")
-    slider = ipywidgets.SelectionSlider(options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy")
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy"
+    )
     return figure_slider(slider, lambda value: energy_figure(table, full, break_even, value))
 
 
@@ -123,18 +133,24 @@ def bits_slider(weight: Tensor, table: pd.DataFrame, start: int = 4) -> ipywidge
 def _row(table: pd.DataFrame, column: str, value: float, name: str = "") -> int:
     """Return the position of the row whose ``column`` is ``value``, an argument called ``name`` (if that is not the column's name)."""
     if column not in checks.instance("table", table, pd.DataFrame) or table.empty:
-        raise ValueError(f"table must have a column {column} and a row, got {len(table)} rows of {', '.join(map(str, table))}")
+        raise ValueError(
+            f"table must have a column {column} and a row, got {len(table)} rows of {', '.join(map(str, table))}"
+        )
     value = checks.number(name or column, value)
     close = ((table[column] - value).abs() < 1e-9).tolist()
     if True not in close:
-        raise ValueError(f"{name or column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}")
+        raise ValueError(
+            f"{name or column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}"
+        )
     return close.index(True)
 
 
 def _weight(weight: Tensor, dimensions: int) -> Tensor:
     """Return ``weight`` as matplotlib takes it, if it has at least so many dimensions."""
     if checks.tensor("weight", weight).ndim < dimensions:
-        raise ValueError(f"weight must have at least {dimensions} dimension(s), got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must have at least {dimensions} dimension(s), got shape {tuple(weight.shape)}"
+        )
     return weight.detach().float().cpu()
 
 
@@ -149,7 +165,9 @@ def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) ->
     return figure_sliders({"value": slider}, lambda value: draw(value))
 
 
-def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[..., Figure]) -> ipywidgets.Widget:
+def figure_sliders(
+    sliders: Mapping[str, ipywidgets.Widget], draw: Callable[..., Figure]
+) -> ipywidgets.Widget:
     """Put sliders above the one figure that ``draw`` makes of all their values, each handed over by its name (see ``figure_slider``)."""
     for name in checks.names("sliders", checks.instance("sliders", sliders, Mapping)):
         checks.instance("sliders", sliders[name], ipywidgets.Widget)
@@ -159,7 +177,9 @@ def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[...,
         return png(draw(**{name: slider.value for name, slider in sliders.items()}))
 
     def said() -> str:  # below the picture, for whoever hears the page instead of seeing it
-        return "figure: " + ", ".join(f"{slider.description} {_readout(slider)}" for slider in sliders.values())
+        return "figure: " + ", ".join(
+            f"{slider.description} {_readout(slider)}" for slider in sliders.values()
+        )
 
     picture, words = ipywidgets.Image(value=drawn(), format="png"), ipywidgets.Label(said())
 
@@ -172,7 +192,11 @@ def figure_sliders(sliders: Mapping[str, ipywidgets.Widget], draw: Callable[...,
 
 
 def _readout(slider: ipywidgets.Widget) -> str:
-    return slider.label if isinstance(slider, ipywidgets.SelectionSlider) else format(slider.value, slider.readout_format)
+    return (
+        slider.label
+        if isinstance(slider, ipywidgets.SelectionSlider)
+        else format(slider.value, slider.readout_format)
+    )
 
 
 def png(figure: Figure) -> bytes:
@@ -185,7 +209,10 @@ def png(figure: Figure) -> bytes:
 
 
 COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where it can stand)}
-    "inferences_per_day": ("inferences a day", (*(digit * 10**power for power in range(3, 9) for digit in (1, 2, 5)), 10**9)),
+    "inferences_per_day": (
+        "inferences a day",
+        (*(digit * 10**power for power in range(3, 9) for digit in (1, 2, 5)), 10**9),
+    ),
     "price_per_cpu_hour": ("price per CPU hour", (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)),
     "utilization": ("utilization", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),
     "price_per_gb": ("download price per GB", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
@@ -220,22 +247,35 @@ def cost_figure(
     checks.instance("after", after, business.Network)
     known = asdict(checks.instance("assumptions", assumptions, business.Assumptions))
     if not known.keys() >= chosen.keys():
-        raise TypeError(f"chosen must be of {', '.join(known)}; got {', '.join(chosen.keys() - known.keys())}")
+        raise TypeError(
+            f"chosen must be of {', '.join(known)}; got {', '.join(chosen.keys() - known.keys())}"
+        )
     here = replace(assumptions, **chosen)
     plans = {after.name: (after, here)}
     if other is not None:
         if not isinstance(other, tuple) or len(other) != 2 or not isinstance(other[0], business.Network):
             raise TypeError(f"other must be a Network and its engineer days, got {type(other).__name__}")
-        plans = {other[0].name: (other[0], replace(here, engineer_days=checks.number("other", other[1], 0, 1e15)))} | plans
-    costs = {network.name: business.cost_per_year(network, here) for network in (before, *(network for network, _ in plans.values()))}
-    per_year = {name: {kind: cost for kind, cost in kinds.items() if kind != "total"} for name, kinds in costs.items()}
+        plans = {
+            other[0].name: (other[0], replace(here, engineer_days=checks.number("other", other[1], 0, 1e15)))
+        } | plans
+    costs = {
+        network.name: business.cost_per_year(network, here)
+        for network in (before, *(network for network, _ in plans.values()))
+    }
+    per_year = {
+        name: {kind: cost for kind, cost in kinds.items() if kind != "total"} for name, kinds in costs.items()
+    }
     million = 1e6 / (here.inferences_per_day * business.DAYS_PER_YEAR) if here.inferences_per_day else 0.0
     each = ", ".join(f"{name} {kinds['total'] * million:,.2f}" for name, kinds in costs.items())
     invested, lines = {before.name: 0.0}, [f"Per million inferences, downloads included: {each} dollars."]
     for name, (network, plan) in plans.items():
         found = business.saving(before, network, plan, years)
         invested[name] = found["investment"]
-        returned = f"{100 * found['return_on_investment']:+,.0f}%" if found["investment"] else "none (nothing is spent)"
+        returned = (
+            f"{100 * found['return_on_investment']:+,.0f}%"
+            if found["investment"]
+            else "none (nothing is spent)"
+        )
         back = f"paid back in {found['payback_days']:,.0f} days" if found["net"] > 0 else "not paid back"
         net = f"net {found['net']:+,.0f} dollars, return on the money spent {returned}, {back}"
         lines.append(f"Over {years:g} year{'' if years == 1 else 's'}, {name}: {net}.")
@@ -257,5 +297,9 @@ def cost_sliders(
         start = years if name == "years" else getattr(assumptions, name)
         options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
         layout, style = ipywidgets.Layout(width="34em"), {"description_width": "12em"}
-        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, description=label, layout=layout, style=style)
-    return figure_sliders(sliders, lambda **chosen: cost_figure(before, after, assumptions, other=other, **chosen))
+        sliders[name] = ipywidgets.SelectionSlider(
+            options=options, value=start, description=label, layout=layout, style=style
+        )
+    return figure_sliders(
+        sliders, lambda **chosen: cost_figure(before, after, assumptions, other=other, **chosen)
+    )

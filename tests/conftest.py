@@ -1,6 +1,9 @@
 import os
 
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # the tests' numbers are those of a CPU
+os.environ |= {
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+}  # the tests' numbers are those of a CPU
 
 import pytest
 import torch

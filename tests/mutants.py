@@ -27,13 +27,19 @@ import pytest
 HOME = Path(__file__).resolve().parent.parent
 FAULTS = ["tests/faults/test_properties.py", "tests/faults/test_bad_arguments.py"]
 TESTS = {  # of each module: files, and what chooses among their tests
-    "distillation": (["tests/test_distillation.py", *FAULTS], "test_distillation or properties or distillation. or DistillationLoss"),
+    "distillation": (
+        ["tests/test_distillation.py", *FAULTS],
+        "test_distillation or properties or distillation. or DistillationLoss",
+    ),
     "pruning": (
         ["tests/test_pruning.py", *FAULTS],
         "test_pruning or properties or pruning. or PolynomialSchedule or GradualPruner or __call__",
     ),
     "low_rank": (["tests/test_low_rank.py", *FAULTS], "test_low_rank or properties or low_rank. or finite"),
-    "profiling": (["tests/test_profiling.py", "tests/test_storage.py", FAULTS[1]], "test_profiling or smallest or profiling."),
+    "profiling": (
+        ["tests/test_profiling.py", "tests/test_storage.py", FAULTS[1]],
+        "test_profiling or smallest or profiling.",
+    ),
 }
 QUICK = "not vgg19 and not resnet and not mobilenet and not on_the_teacher"  # what they show, smaller networks show as well
 SWAPS = {
@@ -42,7 +48,15 @@ SWAPS = {
     ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "amax": "amin", "ceil": "floor", "floor": "ceil"}
+NAMES = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "amax": "amin",
+    "ceil": "floor",
+    "floor": "ceil",
+}
 
 
 def mutants(tree: ast.Module):
@@ -52,7 +66,9 @@ def mutants(tree: ast.Module):
     for index, node in enumerate(nodes):
         for what, change in changes(node):
             twin = copy.deepcopy(tree)
-            other_parents = {below: above for above in ast.walk(twin) for below in ast.iter_child_nodes(above)}
+            other_parents = {
+                below: above for above in ast.walk(twin) for below in ast.iter_child_nodes(above)
+            }
             other = [one for one in ast.walk(twin) if not skipped(one, other_parents)][index]
             change(other, other_parents.get(other))
             yield node.lineno, what, ast.fix_missing_locations(twin)
@@ -68,7 +84,9 @@ def skipped(node, parents) -> bool:
             node, (ast.Raise, ast.Import, ast.ImportFrom)
         ):
             return True
-        if isinstance(above, (ast.FunctionDef, ast.ClassDef)) and (node in above.decorator_list or node is getattr(above, "returns", None)):
+        if isinstance(above, (ast.FunctionDef, ast.ClassDef)) and (
+            node in above.decorator_list or node is getattr(above, "returns", None)
+        ):
             return True
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return True
@@ -94,7 +112,10 @@ def changes(node):
 
     text = ast.unparse(node).splitlines()[0]
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-        yield f"{text}: {type(node.ops[0]).__name__} swapped", put("ops", [SWAPS[type(node.ops[0])](), *node.ops[1:]])
+        yield (
+            f"{text}: {type(node.ops[0]).__name__} swapped",
+            put("ops", [SWAPS[type(node.ops[0])](), *node.ops[1:]]),
+        )
     if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in SWAPS:
         yield f"{text}: {type(node.op).__name__} swapped", put("op", SWAPS[type(node.op)]())
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub, ast.Invert)):
@@ -130,7 +151,19 @@ def caught(module: str, tree: ast.Module, limit: float) -> str:
         try:
             install(module, tree)
             files, chosen = TESTS[module]
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-k", f"({chosen}) and {QUICK}", *files])
+            code = pytest.main(
+                [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-o",
+                    "addopts=",
+                    "-k",
+                    f"({chosen}) and {QUICK}",
+                    *files,
+                ]
+            )
         finally:
             os._exit(int(code))
     started = time.monotonic()
@@ -171,7 +204,11 @@ def run(module: str, sample: int, seed: int, start: int, again: bool, seconds: f
     source = Path(sys.modules[f"helpers.{module}"].__file__).read_text("utf-8")
     every = list(mutants(ast.parse(source)))
     chosen = random.Random(seed).sample(range(len(every)), min(sample, len(every)))
-    todo = [row["number"] for row in latest(out, module) if not row["caught"]] if again else range(start, len(chosen))
+    todo = (
+        [row["number"] for row in latest(out, module) if not row["caught"]]
+        if again
+        else range(start, len(chosen))
+    )
     clean = time.monotonic()
     if (start == 0 or again) and caught(module, ast.parse(source), 600):
         raise SystemExit(f"the tests of {module} fail without any mutant")
@@ -182,7 +219,12 @@ def run(module: str, sample: int, seed: int, start: int, again: bool, seconds: f
                 return
             line, what, tree = every[chosen[number]]
             verdict = caught(module, tree, limit)
-            file.write(json.dumps({"module": module, "number": number, "line": line, "what": what, "caught": verdict}) + "\n")
+            file.write(
+                json.dumps(
+                    {"module": module, "number": number, "line": line, "what": what, "caught": verdict}
+                )
+                + "\n"
+            )
             file.flush()
 
 
@@ -200,19 +242,25 @@ def table(out: Path) -> str:
             own = latest(out, module)
             if own:
                 lost = [row for row in own if not row["caught"]]
-                print(f"{module}: {len(own) - len(lost)} of {len(own)} caught ({1 - len(lost) / len(own):.0%})")
+                print(
+                    f"{module}: {len(own) - len(lost)} of {len(own)} caught ({1 - len(lost) / len(own):.0%})"
+                )
                 for row in lost:
                     print(f"    line {row['line']}: {row['what']}")
     return text.getvalue()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("module", choices=(*TESTS, "table"))
     parser.add_argument("--sample", type=int, default=60, help="mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first one to try")
-    parser.add_argument("--again", action="store_true", help="only those that survived, after the tests have got better")
+    parser.add_argument(
+        "--again", action="store_true", help="only those that survived, after the tests have got better"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="stop after so long; go on with --start")
     parser.add_argument("--out", type=Path, default=HOME / "build" / "mutants.jsonl")
     arguments = parser.parse_args()
@@ -223,7 +271,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in ("helpers", "tests"):
             shutil.copytree(HOME / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("data", "notebooks", "figures", "Makefile", "README.md", "requirements.txt", "pyproject.toml", ".ci"):
+        for name in (
+            "data",
+            "notebooks",
+            "figures",
+            "Makefile",
+            "README.md",
+            "requirements.txt",
+            "pyproject.toml",
+            ".ci",
+        ):
             Path(folder, name).symlink_to(HOME / name)
         os.chdir(folder)
         sys.path.insert(0, folder)
@@ -231,7 +288,13 @@ def main() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] in ("helpers", "tests")]:
             del sys.modules[name]
         run(
-            arguments.module, arguments.sample, arguments.seed, arguments.start, arguments.again, arguments.seconds, arguments.out.resolve()
+            arguments.module,
+            arguments.sample,
+            arguments.seed,
+            arguments.start,
+            arguments.again,
+            arguments.seconds,
+            arguments.out.resolve(),
         )
 
 

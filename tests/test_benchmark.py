@@ -38,7 +38,13 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     with pytest.raises(RuntimeError, match="no scan of this teacher"):
         benchmark.channels(small)
     (results.RESULTS / "sensitivity.csv").unlink()
-    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank_curve, benchmark.low_rank):
+    for command in (
+        benchmark.sensitivity,
+        benchmark.prune,
+        benchmark.channels,
+        benchmark.low_rank_curve,
+        benchmark.low_rank,
+    ):
         command(small)
     pruned = results.read("pruning").set_index("method")
     (measured,) = benchmark.WORK.glob("vgg19_pruned90-0-*.safetensors")
@@ -47,7 +53,9 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert zeros == pytest.approx(0.9, abs=0.002)  # half precision may round a tiny weight to zero
     assert pruned.loc["gradual", "half_bytes"] == measured.stat().st_size
-    assert [path.name for path in benchmark.TEACHER.parent.glob("*.safetensors")] == ["vgg19.safetensors"]  # only full runs are kept
+    assert [path.name for path in benchmark.TEACHER.parent.glob("*.safetensors")] == [
+        "vgg19.safetensors"
+    ]  # only full runs are kept
     assert pruned.loc["gradual", "storage"] == "bitmask+zip"
     assert pruned.loc["dense", "storage"] == "dense"
     assert (pruned["teacher_correct"] == pruned["teacher_correct"].iloc[0]).all()
@@ -55,14 +63,23 @@ def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_t
     assert thin["parameters"] < pruned.loc["dense", "parameters"]
     low = results.read("low_rank")
     assert len(low[low["epochs"] == 0]) == 40
-    assert low[low["method"] == "weights"]["macs"].tolist() == low[low["method"] == "pictures, ranks of weights"]["macs"].tolist()
+    assert (
+        low[low["method"] == "weights"]["macs"].tolist()
+        == low[low["method"] == "pictures, ranks of weights"]["macs"].tolist()
+    )
     trained = low[low["epochs"] == 1].iloc[0]
     assert trained["parameters"] < 0.25 * pruned.loc["dense", "parameters"]
     assert trained["macs"] < 0.52 * pruned.loc["dense", "macs"]
     assert set(results.read("sensitivity")["unit"]) == {"weight", "channel"}
     before = {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
     monkeypatch.setattr(benchmark, "fit", None)
-    for command in (benchmark.sensitivity, benchmark.prune, benchmark.channels, benchmark.low_rank_curve, benchmark.low_rank):
+    for command in (
+        benchmark.sensitivity,
+        benchmark.prune,
+        benchmark.channels,
+        benchmark.low_rank_curve,
+        benchmark.low_rank,
+    ):
         command(small)
     assert before == {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
 
@@ -75,15 +92,28 @@ def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
     assert row["int8_zip_bytes"] < row["int8_onnx_bytes"] < row["onnx_bytes"] < row["teacher_onnx_bytes"]
     assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
     assert 0 <= row["int8_correct"] <= row["total"] == 300
-    assert [path.name for path in benchmark.WORK.glob("deployed*")] == ["deployed"]  # the teacher's; the network's own folder is gone
-    assert row["int8_latency_low_ms_1_threads"] <= row["int8_latency_ms_1_threads"] <= row["int8_latency_high_ms_1_threads"]
+    assert [path.name for path in benchmark.WORK.glob("deployed*")] == [
+        "deployed"
+    ]  # the teacher's; the network's own folder is gone
+    assert (
+        row["int8_latency_low_ms_1_threads"]
+        <= row["int8_latency_ms_1_threads"]
+        <= row["int8_latency_high_ms_1_threads"]
+    )
 
 
 def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path, monkeypatch):
     seen, options = [], []
 
     def fit(model, data, **recipe):
-        seen.append((tuple(data.train.images.shape[1:]), tuple(data.test.images.shape[1:]), len(data.train), recipe["lr"]))
+        seen.append(
+            (
+                tuple(data.train.images.shape[1:]),
+                tuple(data.test.images.shape[1:]),
+                len(data.train),
+                recipe["lr"],
+            )
+        )
         options.append((recipe["cutout"], recipe["compile"]))
         return pd.DataFrame({"epoch": [1]})
 
@@ -94,7 +124,9 @@ def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path
     monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "resnet18.safetensors")
     asked = {**vars(small), "model": "resnet18"}
     benchmark.teacher(argparse.Namespace(**{**asked, "pixels": 16, "restart": False}))
-    benchmark.teacher(argparse.Namespace(**{**asked, "train_limit": 256, "restart": True, "cutout": 8, "compile": True}))
+    benchmark.teacher(
+        argparse.Namespace(**{**asked, "train_limit": 256, "restart": True, "cutout": 8, "compile": True})
+    )
     assert options == [(0, False), (8, True)]
     assert seen == [((3, 16, 16), (3, 16, 16), 256, 0.1), ((3, 32, 32), (3, 32, 32), 256, 0.05)]
     rows = results.read("teacher")
@@ -116,14 +148,18 @@ def test_the_grid_has_a_student_alone_beside_those_that_are_taught(small, monkey
         (1, 0), *((temperature, alpha) for temperature in (1, 4, 16) for alpha in (0.1, 0.5, 0.9)),
     ]  # fmt: skip
     assert losses[0] is None
-    assert [(loss.temperature, loss.alpha) for loss in losses[1:]] == list(zip(rows["temperature"][1:], rows["alpha"][1:], strict=True))
+    assert [(loss.temperature, loss.alpha) for loss in losses[1:]] == list(
+        zip(rows["temperature"][1:], rows["alpha"][1:], strict=True)
+    )
     assert rows["total"].unique() == [len(load_data("digits").validation)]
     benchmark.distillation_grid(argparse.Namespace(**{**vars(small), "student": "micro_convnet"}))
     assert len(losses) == 10  # nothing is run twice
 
 
 def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
-    models.save(models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16)
+    models.save(
+        models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16
+    )
     asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet"})
     for start in (None, "copy"):
         benchmark.distillation(argparse.Namespace(**{**vars(asked), "start": start}))
@@ -139,8 +175,14 @@ def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
 def test_smoothed_labels_are_an_arm_of_their_own(small, monkeypatch):
     seen = []
     monkeypatch.setattr(benchmark, "fit", lambda model, data, **recipe: seen.append(recipe))
-    benchmark.distillation(argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.TRIAL)}))
-    assert [(recipe["loss"] is None, recipe["label_smoothing"]) for recipe in seen] == [(True, 0), (True, 0.1), (False, 0)]
+    benchmark.distillation(
+        argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.TRIAL)})
+    )
+    assert [(recipe["loss"] is None, recipe["label_smoothing"]) for recipe in seen] == [
+        (True, 0),
+        (True, 0.1),
+        (False, 0),
+    ]
     assert len({recipe["checkpoint"] for recipe in seen}) == 3
     rows = results.read("distillation")
     assert rows["arm"].tolist() == ["alone", "smoothed", "taught"]
@@ -150,8 +192,12 @@ def test_smoothed_labels_are_an_arm_of_their_own(small, monkeypatch):
 
 def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
     monkeypatch.setattr(benchmark, "deployed", lambda model, data: benchmark._counts(model, data.test))
-    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet", "start": None, "alone": False, "restart": False})
-    models.save(models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16)
+    asked = argparse.Namespace(
+        **{**vars(small), "student": "tiny_convnet", "start": None, "alone": False, "restart": False}
+    )
+    models.save(
+        models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16
+    )
     for changed in ({}, {"start": "copy"}, {"alone": True}):
         benchmark.students(argparse.Namespace(**{**vars(asked), **changed}))
     rows = results.read("students")
@@ -171,7 +217,9 @@ def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypat
 
 def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch):
     def counted(model, data):  # what is exported and timed is tested with the combined row
-        return benchmark._counts(model, data.test) | {"nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())}
+        return benchmark._counts(model, data.test) | {
+            "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())
+        }
 
     monkeypatch.setattr(benchmark, "deployed", counted)
     monkeypatch.setattr(benchmark, "_channel_scan", lambda: None)
@@ -188,10 +236,14 @@ def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch)
     assert len(compared) == 6
     zeros = compared.loc["90% zeros"]
     assert (zeros["nonzeros"] / zeros["parameters"]).between(0.09, 0.13).all()
-    assert zeros["nonzeros"].max() - zeros["nonzeros"].min() < 20  # biases that happen to be zero, of 130,000 numbers
+    assert (
+        zeros["nonzeros"].max() - zeros["nonzeros"].min() < 20
+    )  # biases that happen to be zero, of 130,000 numbers
     thin = compared.loc["fewer channels"]
     assert thin.loc["torch-pruning", "macs"] <= thin.loc["helpers.pruning", "macs"] < zeros["macs"].iloc[0]
-    assert (compared.loc["low rank"]["parameters"] <= 0.252 * zeros["parameters"].iloc[0]).all()  # the budget is of weights alone
+    assert (
+        compared.loc["low rank"]["parameters"] <= 0.252 * zeros["parameters"].iloc[0]
+    ).all()  # the budget is of weights alone
     monkeypatch.setattr(benchmark.peers, "fit", None)
     benchmark.orders(small)
     benchmark.compare_peers(small)  # nothing is run twice
@@ -213,7 +265,11 @@ def test_a_second_process_trains_along_and_leaves_the_measuring_to_the_first(sma
     monkeypatch.setattr(benchmark.pruning, "ratios_by_sensitivity", lambda *_: {})
     monkeypatch.setattr(benchmark.peers, "in_order", lambda order, model, *_: trained.append(order) or model)
     monkeypatch.setattr(benchmark.peers, "train", lambda *_: trained.append("peer"))
-    monkeypatch.setattr(benchmark.peers, "TASKS", {"task": {"a": lambda model, *_: (model, ()), "b": lambda model, *_: (model, ())}})
+    monkeypatch.setattr(
+        benchmark.peers,
+        "TASKS",
+        {"task": {"a": lambda model, *_: (model, ()), "b": lambda model, *_: (model, ())}},
+    )
     benchmark.orders(small)
     benchmark.compare_peers(small)
     assert trained == [*benchmark.peers.ORDERS, "peer", "peer"]
@@ -234,8 +290,13 @@ def test_jobs_are_single_runs():
     assert [(job.what, job.only, job.seeds) for job in asked] == [
         ("pruning", ["dense-0"], [0]), ("pruning", ["dense-0"], [1]), ("pruning", ["gradual-0.9"], [0]), ("pruning", ["gradual-0.9"], [1]),
     ]  # fmt: skip
-    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "4", "6", "--seeds", "0")] == [([4], [4]), ([6], [6])]
-    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "6", "--macs", "3", "--seeds", "0")] == [([6], [3])]
+    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "4", "6", "--seeds", "0")] == [
+        ([4], [4]),
+        ([6], [6]),
+    ]
+    assert [
+        (job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "6", "--macs", "3", "--seeds", "0")
+    ] == [([6], [3])]
     everything = [job.what for job in jobs("--seeds", "0")]
     assert list(dict.fromkeys(everything)) == benchmark.ALL
     assert everything[0] == "teacher"
@@ -248,10 +309,21 @@ LAUNCHER = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--nu
 
 
 def command(folder, *words, launcher=()):
-    python = [sys.executable, "-m", *launcher, "helpers.benchmark"] if not launcher else [sys.executable, "-m", *launcher]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "ACCELERATE_USE_CPU": "true"}
+    python = (
+        [sys.executable, "-m", *launcher, "helpers.benchmark"]
+        if not launcher
+        else [sys.executable, "-m", *launcher]
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "ACCELERATE_USE_CPU": "true",
+    }
     options = ["--data", "digits", "--out", str(folder), "--seeds", "0", "--device", "cpu"]
-    done = subprocess.run([*python, *words, *options], cwd=HOME, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*python, *words, *options], cwd=HOME, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -287,10 +359,33 @@ def test_ray_writes_the_rows_of_the_plain_engine(trained, tmp_path, monkeypatch)
     for engine in ("here", "ray"):
         folder = tmp_path / engine
         shutil.copytree(trained, folder)
-        command(folder, "pruning", "--only", "dense-0", "gradual-0.9", "--epochs", "1", "--train-limit", "300", "--engine", engine)
+        command(
+            folder,
+            "pruning",
+            "--only",
+            "dense-0",
+            "gradual-0.9",
+            "--epochs",
+            "1",
+            "--train-limit",
+            "300",
+            "--engine",
+            engine,
+        )
         monkeypatch.setattr(results, "RESULTS", folder / "results")
         rows[engine] = results.read("pruning").set_index("method").sort_index()
-    same = ["sparsity", "train_pictures", "epochs", "weights", "total", "parameters", "nonzeros", "macs", "threads", "seed"]
+    same = [
+        "sparsity",
+        "train_pictures",
+        "epochs",
+        "weights",
+        "total",
+        "parameters",
+        "nonzeros",
+        "macs",
+        "threads",
+        "seed",
+    ]
     assert rows["here"].index.tolist() == rows["ray"].index.tolist() == ["dense", "gradual"]
     assert rows["here"][same].equals(rows["ray"][same])
 

@@ -19,7 +19,12 @@ from helpers.data import HOME
 from helpers.series import NOTEBOOKS
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SHOTS = HOME / "build" / "screenshots"
 SLIDERS = {
@@ -44,8 +49,13 @@ CORNER = """async image => { const bitmap = await createImageBitmap(await (await
     context.drawImage(bitmap, 0, 0); return Array.from(context.getImageData(0, 0, 1, 1).data); }"""
 
 if CHROMIUM is None:
-    pytest.skip("Chromium is not installed: apt install chromium, or set CHROMIUM to its path", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    pytest.skip(
+        "Chromium is not installed: apt install chromium, or set CHROMIUM to its path",
+        allow_module_level=True,
+    )
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +65,40 @@ def lab(tmp_path_factory):
     shutil.copytree(NOTEBOOKS, folder / "notebooks")
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))  # cells out of sight stay in the page
+    (settings / "tracker.jupyterlab-settings").write_text(
+        json.dumps({"windowingMode": "none"})
+    )  # cells out of sight stay in the page
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser", opening()]
-    environment = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "NNC_DATA": "digits"}
-    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "NNC_BUDGET": "quick", "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+    ]
+    command += [
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={folder}",
+        "--expose-app-in-browser",
+        opening(),
+    ]
+    environment = {
+        **os.environ,
+        "JUPYTER_TOKEN": token,
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "NNC_DATA": "digits",
+    }
+    environment |= {
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "NNC_BUDGET": "quick",
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
@@ -126,7 +161,10 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         complaints = []
         page.on("pageerror", lambda error, said=complaints: said.append(str(error)))
-        page.on("console", lambda message, said=complaints: said.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message, said=complaints: said.append(message.text) if message.type == "error" else None,
+        )
         try:
             _run_all(page, f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}&reset")
             break
@@ -141,7 +179,9 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     handle, image = slider.locator(".noUi-handle"), page.locator(".jp-NotebookPanel img.widget-image").first
     image.wait_for(timeout=20_000)
     start = _shown(page, image)
-    page.evaluate(LISTEN)  # an error behind a slider is published by the kernel, and shown nowhere in the page
+    page.evaluate(
+        LISTEN
+    )  # an error behind a slider is published by the kernel, and shown nowhere in the page
     box = handle.bounding_box()
     across = slider.locator(".noUi-base, .noUi-target").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -169,12 +209,23 @@ def test_the_slider_moves_by_mouse_and_by_keys(lab, browser, name):
     page.keyboard.press("ArrowLeft")
     assert slider.locator(".widget-readout").inner_text() == lowest
     assert _settled(page, image) == dragged  # the picture belongs to the value, however fast it came there
-    assert page.evaluate("() => window.removed") == 0  # no flicker: the picture is exchanged, never taken away
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    assert (
+        page.evaluate("() => window.removed") == 0
+    )  # no flicker: the picture is exchanged, never taken away
+    page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+    )
     page.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
     page.screenshot(path=SHOTS / f"{name}-dark.png")
-    assert page.evaluate(CORNER, image.element_handle()) == [255, 255, 255, 255]  # a white ground, in a dark page too
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    assert page.evaluate(CORNER, image.element_handle()) == [
+        255,
+        255,
+        255,
+        255,
+    ]  # a white ground, in a dark page too
+    page.evaluate(
+        "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})"
+    )
     assert page.evaluate("() => window.failed") == []
     assert not [text for text in complaints if not _harmless(text)]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
@@ -186,7 +237,8 @@ def _run_all(page, address):
     page.goto(address, wait_until="domcontentloaded")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
     page.wait_for_function(
-        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=60_000,
     )
     page.evaluate(
         "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"

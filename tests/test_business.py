@@ -57,7 +57,11 @@ def test_it_says_when_compression_is_not_worth_it():
 
 
 def test_the_tornado_puts_the_most_decisive_first():
-    ranges = {"inferences_per_day": (500_000, 2_000_000), "price_per_gb": (0.25, 1.0), "engineer_days": (5, 5)}
+    ranges = {
+        "inferences_per_day": (500_000, 2_000_000),
+        "price_per_gb": (0.25, 1.0),
+        "engineer_days": (5, 5),
+    }
     table = business.tornado(lambda one: business.cost_per_year(BEFORE, one)["total"], CASE, ranges)
     assert list(table["assumption"]) == ["inferences_per_day", "price_per_gb", "engineer_days"]
     assert table["swing"].tolist() == pytest.approx([1.5 * 821.25, 60, 0])
@@ -70,7 +74,10 @@ positive = st.floats(1e-6, 1e6)
 
 @given(positive, positive, positive, st.floats(0.01, 1))
 def test_costs_scale_as_they_should(latency, file, volume, utilization):
-    network, case = Network("a", latency, file, 0.9, file), Assumptions(inferences_per_day=volume, utilization=utilization)
+    network, case = (
+        Network("a", latency, file, 0.9, file),
+        Assumptions(inferences_per_day=volume, utilization=utilization),
+    )
     cost = business.cost_per_year(network, case)
     assert cost["total"] == pytest.approx(sum(cost[key] for key in ("compute", "downloads", "electricity")))
     twice = business.cost_per_year(replace(network, latency_ms=2 * latency), case)
@@ -87,7 +94,14 @@ def test_bad_assumptions_are_named(field, bad):
 
 @pytest.mark.parametrize(
     ("field", "bad"),
-    [("latency_ms", 0), ("file_mb", -1), ("accuracy", 1.1), ("accuracy", math.nan), ("memory_mb", 0), ("process_mb", 0)],
+    [
+        ("latency_ms", 0),
+        ("file_mb", -1),
+        ("accuracy", 1.1),
+        ("accuracy", math.nan),
+        ("memory_mb", 0),
+        ("process_mb", 0),
+    ],
 )
 def test_bad_networks_are_named(field, bad):
     with pytest.raises(ValueError, match=field):
@@ -146,19 +160,32 @@ def test_a_network_without_file_or_measurement_is_named(folder):
     with pytest.raises(ValueError, match="folder"):
         business.measured(RUNS, "a", "")
     for runs in (RUNS.assign(int8_zip_bytes=math.nan), RUNS.drop(columns="int8_zip_bytes")):
-        with pytest.raises(ValueError, match="the row of 'a int8' must have all its measurements, but int8_zip_bytes is empty"):
+        with pytest.raises(
+            ValueError,
+            match="the row of 'a int8' must have all its measurements, but int8_zip_bytes is empty",
+        ):
             business.networks(runs, "a", folder=folder)
 
 
 def test_the_memory_of_a_process_is_its_peak_without_the_runtime(folder):
     found = business.networks(RUNS, "a", FORMATS, folder)
-    assert [network.process_mb for network in found.values()] == [200, 40, None]  # 250 - 50, 90 - 50, never measured
+    assert [network.process_mb for network in found.values()] == [
+        200,
+        40,
+        None,
+    ]  # 250 - 50, 90 - 50, never measured
     assert business.process_mb(FORMATS, "vgg19", "Core ML") is None
     assert business.process_mb(FORMATS, "vgg19_b") is None
 
 
 def test_the_teacher_in_8_bits_comes_from_shipped():
-    row = {"total": 1_000, "int8_latency_ms_1_threads": 2.5, "int8_zip_bytes": 18e6, "int8_onnx_bytes": 20e6, "int8_correct": 910}
+    row = {
+        "total": 1_000,
+        "int8_latency_ms_1_threads": 2.5,
+        "int8_zip_bytes": 18e6,
+        "int8_onnx_bytes": 20e6,
+        "int8_correct": 910,
+    }
     shipped = pd.DataFrame([{"file": "vgg19", **row}, {"file": "vgg19_a", **row, "int8_correct": 1}])
     assert business.teacher_int8(shipped) == Network("teacher int8", 2.5, 18, 0.91, 20)
     assert business.teacher_int8(shipped, FORMATS).process_mb == 60
@@ -208,7 +235,11 @@ def test_a_device_s_needs_worked_by_hand():
     assert list(table.columns) == ["use", "budget", "network", "needed", "allowed", "share"]
     assert table["share"].tolist() == pytest.approx([2, 85 / 8, 20, 2, 0.2, 0.5, 0.5, 0.2])
     service = USE.service(price_per_gb=0.5)
-    assert (service.inferences_per_day, service.downloads_per_year, service.price_per_cpu_hour) == (50_000, 4_000, 0)
+    assert (service.inferences_per_day, service.downloads_per_year, service.price_per_cpu_hour) == (
+        50_000,
+        4_000,
+        0,
+    )
     assert business.cost_per_year(BEFORE, service)["total"] == pytest.approx(160)  # 320 GB at 0.5
     assert USE.service(price_per_cpu_hour=0.1).price_per_cpu_hour == 0.1
 
@@ -216,21 +247,33 @@ def test_a_device_s_needs_worked_by_hand():
 def test_memory_is_a_process_s_where_one_was_measured():
     assert business.needs(replace(BEFORE, process_mb=200.0), USE)["memory_mb"] == 200
     assert business.misses(AFTER, USE) == []
-    assert business.misses(replace(AFTER, process_mb=8.5), USE) == ["memory_mb"]  # 4 MB of weights would have fitted into 8
+    assert business.misses(replace(AFTER, process_mb=8.5), USE) == [
+        "memory_mb"
+    ]  # 4 MB of weights would have fitted into 8
     assert business.misses(BEFORE, USE) == ["latency_ms", "memory_mb", "update_mb", "joules_per_day"]
 
 
 def test_the_verdict_asks_for_budgets_then_accuracy_then_money():
     # 4,000 downloads of 80 or 2 MB at 0.5 per GB: 156 a year less, for 5 days of 100, or one day of 100
-    dear, cheap = (USE.service(price_per_gb=0.5, engineer_days=days, price_per_engineer_day=100) for days in (5, 1))
-    roomy = replace(USE, latency_ms=108, memory_mb=85, update_mb=80, joules_per_day=11)  # the large one just fits
-    assert business.verdict(BEFORE, BEFORE, USE, dear) == "misses latency_ms, memory_mb, update_mb, joules_per_day"
+    dear, cheap = (
+        USE.service(price_per_gb=0.5, engineer_days=days, price_per_engineer_day=100) for days in (5, 1)
+    )
+    roomy = replace(
+        USE, latency_ms=108, memory_mb=85, update_mb=80, joules_per_day=11
+    )  # the large one just fits
+    assert (
+        business.verdict(BEFORE, BEFORE, USE, dear)
+        == "misses latency_ms, memory_mb, update_mb, joules_per_day"
+    )
     assert business.verdict(BEFORE, BEFORE, roomy, dear) == "fits"
     assert business.verdict(BEFORE, AFTER, USE, dear, accuracy_lost=0.02) == "needed, but does not pay"
     assert business.verdict(BEFORE, AFTER, USE, cheap, accuracy_lost=0.02) == "needed, and pays"
     assert business.verdict(BEFORE, AFTER, USE, dear, years=4, accuracy_lost=0.02) == "needed, and pays"
     assert business.verdict(BEFORE, AFTER, roomy, dear, accuracy_lost=0.02) == "fits, but does not pay"
-    assert business.verdict(BEFORE, AFTER, roomy, cheap, accuracy_lost=0.005) == "fits, but loses too much accuracy"
+    assert (
+        business.verdict(BEFORE, AFTER, roomy, cheap, accuracy_lost=0.005)
+        == "fits, but loses too much accuracy"
+    )
     with pytest.raises(ValueError, match="accuracy_lost"):
         business.verdict(BEFORE, AFTER, USE, dear, accuracy_lost=-1)
     with pytest.raises(ValueError, match="years"):

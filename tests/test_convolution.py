@@ -32,7 +32,11 @@ def test_it_is_pytorchs_convolution(shape, kernel, stride, padding):
     (reference * weights).sum().backward()
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-12)
-    assert torch.allclose(convolve(*tensors[:2], None, stride, padding), F.conv2d(*tensors[:2], None, stride, padding), atol=1e-12)
+    assert torch.allclose(
+        convolve(*tensors[:2], None, stride, padding),
+        F.conv2d(*tensors[:2], None, stride, padding),
+        atol=1e-12,
+    )
 
 
 def counted(monkeypatch):
@@ -93,7 +97,11 @@ def test_what_it_does_not_know_is_left_to_pytorch(monkeypatch, layer):
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
 def test_padding_of_any_kind(monkeypatch, mode):
-    seen, pictures, layer = counted(monkeypatch), torch.randn(2, 4, 4, 4), nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)
+    seen, pictures, layer = (
+        counted(monkeypatch),
+        torch.randn(2, 4, 4, 4),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode),
+    )
     with Tiled():
         tiled = layer(pictures)
     assert torch.allclose(tiled.float(), layer(pictures), atol=0.05)
@@ -147,7 +155,9 @@ def test_a_compiled_network_is_one_graph_and_the_same(monkeypatch):
         assert torch.equal(compiled(pictures), model(pictures))
 
 
-@pytest.mark.parametrize(("tiles", "precision", "taken"), [(True, "bf16", 8), (True, "fp32", 0), (False, "bf16", 0)])
+@pytest.mark.parametrize(
+    ("tiles", "precision", "taken"), [(True, "bf16", 8), (True, "fp32", 0), (False, "bf16", 0)]
+)
 def test_products_are_for_bfloat16_on_tiles(monkeypatch, tiles, precision, taken):
     seen = counted(monkeypatch)
     monkeypatch.setattr(evaluation, "has_tiles", lambda device: tiles)
@@ -161,10 +171,14 @@ def test_products_are_for_bfloat16_on_tiles(monkeypatch, tiles, precision, taken
         assert not seen
 
 
-@pytest.mark.parametrize(("text", "expected"), [("flags: avx512_bf16", False), ("flags: amx_bf16 amx_tile", True), (None, False)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("flags: avx512_bf16", False), ("flags: amx_bf16 amx_tile", True), (None, False)]
+)
 def test_tiles_are_where_the_processor_says_so(text, expected, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(convolution, "Path", lambda _: tmp_path / "cpuinfo")  # missing, as on Windows and macOS, where text is None
+    monkeypatch.setattr(
+        convolution, "Path", lambda _: tmp_path / "cpuinfo"
+    )  # missing, as on Windows and macOS, where text is None
     assert convolution.has_tiles.__wrapped__("cpu") is expected
     assert not convolution.has_tiles.__wrapped__("cuda")

@@ -73,7 +73,9 @@ def test_augment_mirrors_about_half_and_is_seeded():
     assert ((out == images).flatten(1).all(1) | mirrored).all()
     assert 150 < mirrored.sum() < 250
     assert torch.equal(out, augment(images, torch.Generator().manual_seed(0), shift=0))
-    assert not torch.equal(augment(images, torch.Generator().manual_seed(1)), augment(images, torch.Generator().manual_seed(2)))
+    assert not torch.equal(
+        augment(images, torch.Generator().manual_seed(1)), augment(images, torch.Generator().manual_seed(2))
+    )
 
 
 def test_every_picture_has_its_own_shift():
@@ -92,9 +94,13 @@ def test_cutout_hides_one_square_of_every_picture_and_nothing_else():
         assert torch.equal(gone, rows[:, None] & columns)
         for line in (rows, columns):
             places = line.nonzero().flatten()
-            assert 2 <= len(places) <= 4  # all of the square, or at least the half that does not hang over the border
+            assert (
+                2 <= len(places) <= 4
+            )  # all of the square, or at least the half that does not hang over the border
             assert places[-1] - places[0] + 1 == len(places)
-    middles = (~kept).float().mean(0)  # how often each pixel is hidden: 4 x 4 of 12 x 10 places, less at the border
+    middles = (
+        (~kept).float().mean(0)
+    )  # how often each pixel is hidden: 4 x 4 of 12 x 10 places, less at the border
     assert middles[4:8, 4:6].mean() == pytest.approx(16 / 120, abs=0.03)
     assert torch.equal(out, cutout(images, torch.Generator().manual_seed(0), 4))
     assert not torch.equal(out, cutout(images, torch.Generator().manual_seed(1), 4))
@@ -102,7 +108,10 @@ def test_cutout_hides_one_square_of_every_picture_and_nothing_else():
 
 
 def test_batches_hide_what_cutout_hides(digits):
-    plain, hidden = (next(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), hole=size)) for size in (0, 9))
+    plain, hidden = (
+        next(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), hole=size))
+        for size in (0, 9)
+    )
     generator = torch.Generator().manual_seed(1)
     torch.randperm(len(digits.train), generator=generator)  # the order is drawn first
     assert torch.equal(hidden[0], cutout(plain[0], generator, 9))
@@ -116,14 +125,20 @@ def test_batches_in_order_and_shuffled(digits):
     assert torch.equal(torch.cat(labels), digits.validation.labels)
     assert torch.equal(torch.cat(images), normalize(digits.validation.images, digits))
     assert images[0].is_contiguous(memory_format=torch.channels_last)
-    shuffled = [labels for _, labels in batches(digits.validation, 64, generator=torch.Generator().manual_seed(0))]
+    shuffled = [
+        labels for _, labels in batches(digits.validation, 64, generator=torch.Generator().manual_seed(0))
+    ]
     assert [len(one) for one in shuffled] == [64, 64, 64]
     assert not torch.equal(torch.cat(shuffled), digits.validation.labels[:192])
 
 
 def test_shares_of_two_processes_make_up_the_batch(digits):
     whole, first, second = (
-        list(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), augmented=True, hole=8, **share))
+        list(
+            batches(
+                digits.train, 64, generator=torch.Generator().manual_seed(1), augmented=True, hole=8, **share
+            )
+        )
         for share in ({}, {"rank": 0, "world": 2}, {"rank": 1, "world": 2})
     )
     for (images, _), (even, _), (odd, _) in zip(whole, first, second, strict=True):
@@ -132,7 +147,9 @@ def test_shares_of_two_processes_make_up_the_batch(digits):
         assert even.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("arguments", [{"name": "mnist"}, {"name": 3}, {"train_limit": 0}, {"train_limit": 10**9}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "arguments", [{"name": "mnist"}, {"name": 3}, {"train_limit": 0}, {"train_limit": 10**9}, {"seed": -1}]
+)
 def test_bad_arguments_are_named(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         load_data(**{"name": "digits", **arguments})

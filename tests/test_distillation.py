@@ -21,7 +21,9 @@ def reference(student, teacher, labels, temperature, alpha):
             return shifted / shifted.sum()
 
         p, q = softmax(t, temperature), softmax(s, temperature)
-        total += alpha * temperature**2 * np.sum(p * (np.log(p) - np.log(q))) - (1 - alpha) * np.log(softmax(s, 1)[label])
+        total += alpha * temperature**2 * np.sum(p * (np.log(p) - np.log(q))) - (1 - alpha) * np.log(
+            softmax(s, 1)[label]
+        )
     return total / len(labels)
 
 
@@ -30,20 +32,28 @@ def test_equals_the_float64_reference(temperature, alpha):
     student, teacher = 3 * torch.randn(2, 32, 10)
     labels = torch.randint(0, 10, (32,))
     expected = reference(student.numpy(), teacher.numpy(), labels.numpy(), temperature, alpha)
-    assert distillation_loss(student.double(), teacher.double(), labels, temperature, alpha).item() == pytest.approx(expected, abs=1e-9)
-    assert distillation_loss(student, teacher, labels, temperature, alpha).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert distillation_loss(
+        student.double(), teacher.double(), labels, temperature, alpha
+    ).item() == pytest.approx(expected, abs=1e-9)
+    assert distillation_loss(student, teacher, labels, temperature, alpha).item() == pytest.approx(
+        expected, rel=1e-6, abs=1e-6
+    )
 
 
 def test_a_case_worked_by_hand():
     # Teacher (ln 3, 0) at T = 1: (3/4, 1/4). Student (0, 0): (1/2, 1/2). KL = 3/4 ln(3/2) + 1/4 ln(1/2); CE = ln 2.
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    loss = distillation_loss(torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]), temperature=1, alpha=0.5)
+    loss = distillation_loss(
+        torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]), temperature=1, alpha=0.5
+    )
     assert loss.item() == pytest.approx(0.5 * kl + 0.5 * math.log(2), abs=1e-7)
 
 
 def test_a_student_that_agrees_has_no_soft_loss():
     logits = torch.randn(8, 10)
-    assert distillation_loss(logits, logits, torch.zeros(8, dtype=torch.long), 4, 1).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits, logits, torch.zeros(8, dtype=torch.long), 4, 1).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_the_gradient_keeps_its_scale_at_high_temperature():
@@ -69,7 +79,10 @@ def test_the_loss_is_a_mean_over_the_batch():
 def test_bfloat16_logits_are_computed_in_float32():
     student, teacher, labels = torch.randn(6, 10).bfloat16(), torch.randn(6, 10).bfloat16(), torch.arange(6)
     assert distillation_loss(student, teacher, labels).dtype == torch.float32
-    assert torch.equal(distillation_loss(student, teacher, labels), distillation_loss(student.float(), teacher.float(), labels))
+    assert torch.equal(
+        distillation_loss(student, teacher, labels),
+        distillation_loss(student.float(), teacher.float(), labels),
+    )
 
 
 def test_soft_targets_are_the_softmax_in_float32_and_what_is_not_said_is_the_default():
@@ -77,14 +90,18 @@ def test_soft_targets_are_the_softmax_in_float32_and_what_is_not_said_is_the_def
     assert torch.allclose(soften(logits), logits.softmax(-1))
     assert soften(logits.bfloat16()).dtype == torch.float32
     assert soften(logits.double(), 3.0).dtype == torch.float64
-    assert torch.equal(distillation_loss(logits, teacher, labels), distillation_loss(logits, teacher, labels, 4.0, 0.9))
+    assert torch.equal(
+        distillation_loss(logits, teacher, labels), distillation_loss(logits, teacher, labels, 4.0, 0.9)
+    )
     assert repr(DistillationLoss(nn.Identity())).startswith("DistillationLoss(\n  temperature=4, alpha=0.9\n")
 
 
 def test_the_bounds_of_the_temperature_are_allowed_and_mean_what_they_should():
     logits = torch.tensor([[1.0, 2.0, 4.0]])
     for temperature in (1e-3, 1e6):
-        assert math.isfinite(distillation_loss(logits, logits.flip(1), torch.tensor([0]), temperature, 1.0).item())
+        assert math.isfinite(
+            distillation_loss(logits, logits.flip(1), torch.tensor([0]), temperature, 1.0).item()
+        )
     assert soften(logits, 1e-3).tolist() == [[0, 0, 1]]
     assert soften(logits, 1e6).tolist() == [pytest.approx([1 / 3] * 3, abs=1e-5)]
     assert soften(torch.tensor([3e38, -3e38]), 1e-3).tolist() == [1, 0]  # nothing overflows on the way
@@ -117,7 +134,9 @@ def test_the_teacher_is_frozen_in_eval_mode_and_without_a_graph():
     images, labels = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0])
     value = loss(student, images, labels)
     value.backward()
-    assert value.item() == pytest.approx(distillation_loss(student, teacher.net(images), labels, 2.0, 0.7).item())
+    assert value.item() == pytest.approx(
+        distillation_loss(student, teacher.net(images), labels, 2.0, 0.7).item()
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
@@ -165,7 +184,9 @@ def test_temperature_effect_at_its_lowest_default_and_highest():
         distillation_loss(student, logits[None], torch.tensor([0]), temperature, 1).backward()
         start = torch.zeros(1, 4, requires_grad=True)
         distillation_loss(start, logits[None], torch.tensor([0]), 1, 1).backward()
-        assert effect["scaled_gradient"] == pytest.approx((student.grad.norm() / start.grad.norm()).item(), rel=1e-4)
+        assert effect["scaled_gradient"] == pytest.approx(
+            (student.grad.norm() / start.grad.norm()).item(), rel=1e-4
+        )
     with pytest.raises(ValueError, match="logits"):
         temperature_effect(torch.zeros(2, 2), 1)
 
@@ -173,6 +194,13 @@ def test_temperature_effect_at_its_lowest_default_and_highest():
 def test_distillation_trains_through_fit_and_leaves_the_teacher_alone(digits):
     teacher = models.build("tiny_convnet", width=0.3)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    history = fit(models.build("tiny_convnet", width=0.2), digits, epochs=1, batch_size=128, loss=DistillationLoss(teacher), progress=False)
+    history = fit(
+        models.build("tiny_convnet", width=0.2),
+        digits,
+        epochs=1,
+        batch_size=128,
+        loss=DistillationLoss(teacher),
+        progress=False,
+    )
     assert math.isfinite(history["loss"][0])
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())

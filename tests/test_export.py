@@ -32,7 +32,14 @@ def networks(digits_):
         combined = low_rank.factorize(thin, 0.9, scheme="auto")
     pruning.prune_once(combined, 0.3)
     mobile = models.build("mobilenet_student", width=0.5)
-    return {"built": model, "pruned": sparse, "channels": thin, "low rank": low, "combined": combined, "mobilenet": mobile}
+    return {
+        "built": model,
+        "pruned": sparse,
+        "channels": thin,
+        "low rank": low,
+        "combined": combined,
+        "mobilenet": mobile,
+    }
 
 
 @pytest.mark.parametrize("name", ["built", "pruned", "channels", "low rank", "combined", "mobilenet"])
@@ -43,7 +50,9 @@ def test_onnx_answers_as_pytorch_does_at_any_batch_size(networks, digits_, name,
     assert model.training == training
     expected = predict(model, some)
     for batch_size in (1, 7, 37):
-        assert torch.allclose(export.onnx_logits(path, some, batch_size=batch_size, threads=1), expected, atol=1e-3)
+        assert torch.allclose(
+            export.onnx_logits(path, some, batch_size=batch_size, threads=1), expected, atol=1e-3
+        )
     assert export.onnx_accuracy(path, some).correct == int((expected.argmax(1) == some.labels).sum())
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -54,7 +63,11 @@ def test_int8_straight_from_a_model_is_the_same_file(networks, digits_, tmp_path
     expected = export.quantize_onnx(path, tmp_path / "two_steps.onnx", few, some, agreement=0.9)
     given = export.quantize_onnx(networks["built"], tmp_path / "one_step.onnx", few, some, agreement=0.9)
     assert torch.equal(export.onnx_logits(given, some), export.onnx_logits(expected, some))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "one_step.onnx", "two_steps.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "model.onnx",
+        "one_step.onnx",
+        "two_steps.onnx",
+    ]
     with pytest.raises(ValueError, match=r"path must end in \.onnx"):
         export.quantize_onnx(networks["built"], tmp_path / "one_step.int8", few)
 
@@ -64,10 +77,14 @@ def test_int8_straight_from_a_model_is_the_same_file(networks, digits_, tmp_path
     [("flags: avx2 fma", "x86_64", False), ("flags: avx2 avx512_vnni", "x86_64", True), ("Features: asimd", "aarch64", True),
      (None, "AMD64", False), (None, "arm64", True)],
 )  # fmt: skip
-def test_int8_is_halved_in_range_where_the_processor_would_saturate(flags, machine, expected, tmp_path, monkeypatch):
+def test_int8_is_halved_in_range_where_the_processor_would_saturate(
+    flags, machine, expected, tmp_path, monkeypatch
+):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(flags)
-    monkeypatch.setattr(export, "Path", lambda _: tmp_path / "cpuinfo")  # missing, as on Windows and macOS, where flags is None
+    monkeypatch.setattr(
+        export, "Path", lambda _: tmp_path / "cpuinfo"
+    )  # missing, as on Windows and macOS, where flags is None
     monkeypatch.setattr(export.platform, "machine", lambda: machine)
     assert export._has_vnni() is expected
 
@@ -78,7 +95,9 @@ def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "AGREEMENT", 0.95)  # a network of a few thousand weights, trained for seconds
     small = export.quantize_onnx(path, tmp_path / "int8.onnx", digits_.train.take(slice(0, 200)), some)
     assert small.stat().st_size < 0.45 * path.stat().st_size
-    same = (export.onnx_logits(small, some).argmax(1) == export.onnx_logits(path, some).argmax(1)).float().mean()
+    same = (
+        (export.onnx_logits(small, some).argmax(1) == export.onnx_logits(path, some).argmax(1)).float().mean()
+    )
     assert same >= 0.95
     assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
 
@@ -107,7 +126,13 @@ def test_bad_arguments_are_named(networks, digits_, tmp_path):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.take(slice(0, 0)))
     with pytest.raises(TypeError, match="pictures must be Split"):
         export.to_onnx(networks["built"], tmp_path / "model.onnx", some.images)
-    for measure in (lambda path: export.logits(path, some), export.latency, export.peak_memory, export.onnx_profile, export.litert_scales):
+    for measure in (
+        lambda path: export.logits(path, some),
+        export.latency,
+        export.peak_memory,
+        export.onnx_profile,
+        export.litert_scales,
+    ):
         with pytest.raises(TypeError, match="path must be a path, got a int"):
             measure(1)
     for measure in (export.onnx_logits, export.onnx_accuracy, export.logits):
@@ -149,8 +174,12 @@ def test_int8_is_refused_below_99_of_100(networks, digits_, tmp_path, monkeypatc
 def test_the_exporter_folds_batch_normalisations_and_leaves_relus(networks, digits_, tmp_path):
     import onnx
 
-    path = export.to_onnx(networks["mobilenet"], tmp_path / "model.onnx", digits_.validation.take(slice(0, 5)))
+    path = export.to_onnx(
+        networks["mobilenet"], tmp_path / "model.onnx", digits_.validation.take(slice(0, 5))
+    )
     names = [node.op_type for node in onnx.load(path).graph.node]
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in networks["mobilenet"].modules())
     assert "BatchNormalization" not in names
-    assert names.count("Conv") == sum(isinstance(module, torch.nn.Conv2d) for module in networks["mobilenet"].modules())
+    assert names.count("Conv") == sum(
+        isinstance(module, torch.nn.Conv2d) for module in networks["mobilenet"].modules()
+    )

@@ -31,14 +31,34 @@ NETWORKS = ("pruned", "channels", "low rank", "resnet18", "mobilenet_student")
 MODELS = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.cifar10) for name in CHECKPOINTS)]
 FORMATS = {
     "onnx": (".onnx", 1.0, lambda model, path, some, few: export.to_onnx(model, path, some)),
-    "onnx int8": (".onnx", 0.99, lambda model, path, some, few: export.quantize_onnx(_onnx(model, path, some), path, few, some)),
+    "onnx int8": (
+        ".onnx",
+        0.99,
+        lambda model, path, some, few: export.quantize_onnx(_onnx(model, path, some), path, few, some),
+    ),
     "litert": (".tflite", 1.0, lambda model, path, some, few: export.to_litert(model, path, some)),
-    "litert int8": (".tflite", 0.99, lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few)),
+    "litert int8": (
+        ".tflite",
+        0.99,
+        lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few),
+    ),
     "executorch": (".pte", 1.0, lambda model, path, some, few: export.to_executorch(model, path, some)),
     "coreml": (".mlpackage", 1.0, lambda model, path, some, few: export.to_coreml(model, path, some)),
-    "coreml int8": (".mlpackage", 0.99, lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8")),
-    "coreml palettized": (".mlpackage", 0.99, lambda model, path, some, few: export.to_coreml(model, path, some, weights="palettized")),
-    "torchserve": (".mar", 1.0, lambda model, path, some, few: export.to_torchserve(model, path, some, classes=tuple("0123456789"))),
+    "coreml int8": (
+        ".mlpackage",
+        0.99,
+        lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8"),
+    ),
+    "coreml palettized": (
+        ".mlpackage",
+        0.99,
+        lambda model, path, some, few: export.to_coreml(model, path, some, weights="palettized"),
+    ),
+    "torchserve": (
+        ".mar",
+        1.0,
+        lambda model, path, some, few: export.to_torchserve(model, path, some, classes=tuple("0123456789")),
+    ),
 }
 PIP = {
     "onnx": ("onnxruntime", "onnxruntime"),
@@ -49,7 +69,10 @@ PIP = {
 }  # the module that is not there, and what pip is to install
 
 
-SOURCES, FOLDER = weakref.WeakKeyDictionary(), tempfile.TemporaryDirectory()  # what is quantized: exported once for each network
+SOURCES, FOLDER = (
+    weakref.WeakKeyDictionary(),
+    tempfile.TemporaryDirectory(),
+)  # what is quantized: exported once for each network
 
 
 def _onnx(model, path, some):
@@ -76,7 +99,11 @@ def _classes(path, pictures):
 
 
 def _size(path):
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +116,12 @@ def networks(digits_):
     """A pruned network, one with channels gone, a factorized one, and two more architectures."""
     torch.manual_seed(0)
     built = {}
-    for name, width in (("tiny_convnet", 0.5), ("vgg11", 0.25), ("resnet18", 0.125), ("mobilenet_student", 0.5)):
+    for name, width in (
+        ("tiny_convnet", 0.5),
+        ("vgg11", 0.25),
+        ("resnet18", 0.125),
+        ("mobilenet_student", 0.5),
+    ):
         built[name] = models.build(name, width=width)
         fit(built[name], digits_, epochs=5, batch_size=64, progress=False)
     pruning.prune_once(built["tiny_convnet"], 0.3)
@@ -108,8 +140,13 @@ def test_every_format_names_pytorchs_classes(request, name, form, tmp_path, monk
     suffix, least, write = FORMATS[form]
     if name in CHECKPOINTS:
         model, data = _checkpoint(name), request.getfixturevalue("cifar10")
-        if form == "coreml palettized" and sum(parameter.numel() for parameter in model.parameters()) > 10_000_000:
-            pytest.skip("k-means on 20 million weights takes minutes: export.to_coreml(model, path, weights='palettized') does it")
+        if (
+            form == "coreml palettized"
+            and sum(parameter.numel() for parameter in model.parameters()) > 10_000_000
+        ):
+            pytest.skip(
+                "k-means on 20 million weights takes minutes: export.to_coreml(model, path, weights='palettized') does it"
+            )
         some, few = data.test.take(slice(0, 1_000 if least < 1 else 200)), data.train.take(slice(0, 200))
         asked = CLOSE_CALLS.get(name)
     else:
@@ -130,17 +167,26 @@ def test_every_format_names_pytorchs_classes(request, name, form, tmp_path, monk
         SOURCES[model] = Path(shutil.copyfile(path, Path(FOLDER.name) / f"{len(SOURCES)}.onnx"))
     weights = sum(parameter.numel() for parameter in model.parameters())
     bytes_each = {"coreml": 2, "coreml palettized": 0.75}.get(form, 1 if "int8" in form else 4)
-    least_bytes = 0 if form == "torchserve" else 0.9 * bytes_each * weights  # a .mar is zipped, and zeros zip to nothing
+    least_bytes = (
+        0 if form == "torchserve" else 0.9 * bytes_each * weights
+    )  # a .mar is zipped, and zeros zip to nothing
     graph = 100_000  # bytes besides the weights: names, shapes, scales
     assert name not in CHECKPOINTS or least_bytes <= _size(path) <= 1.1 * bytes_each * weights + graph
 
 
 @pytest.mark.parametrize("form", ["onnx int8", "litert int8", "coreml int8"])
-def test_how_many_pictures_must_keep_their_class_can_be_asked_for(networks, digits_, form, tmp_path, monkeypatch):
+def test_how_many_pictures_must_keep_their_class_can_be_asked_for(
+    networks, digits_, form, tmp_path, monkeypatch
+):
     """One picture in ten loses its class: 0.95 refuses it and leaves no file, 0.85 lets it pass."""
     few, model = digits_.train.take(slice(0, 20)), networks["pruned"]
     suffix, write = {
-        "onnx int8": (".onnx", functools.partial(export.quantize_onnx, _onnx(model, tmp_path / "float.onnx", few), calibration=few)),
+        "onnx int8": (
+            ".onnx",
+            functools.partial(
+                export.quantize_onnx, _onnx(model, tmp_path / "float.onnx", few), calibration=few
+            ),
+        ),
         "litert int8": (".tflite", functools.partial(export.to_litert, model, int8=True, calibration=few)),
         "coreml int8": (".mlpackage", functools.partial(export.to_coreml, model, weights="int8")),
     }[form]
@@ -152,12 +198,20 @@ def test_how_many_pictures_must_keep_their_class_can_be_asked_for(networks, digi
     assert write(path, pictures=few, agreement=0.85).exists()
 
 
-def test_int8_litert_is_integers_throughout_and_scaled_as_the_file_says(networks, digits_, tmp_path, monkeypatch):
+def test_int8_litert_is_integers_throughout_and_scaled_as_the_file_says(
+    networks, digits_, tmp_path, monkeypatch
+):
     from ai_edge_litert.interpreter import Interpreter
 
     monkeypatch.setattr(export, "AGREEMENT", 0.8)
     some = digits_.test.take(slice(0, 3))
-    path = export.to_litert(networks["pruned"], tmp_path / "model.tflite", some, int8=True, calibration=digits_.train.take(slice(0, 50)))
+    path = export.to_litert(
+        networks["pruned"],
+        tmp_path / "model.tflite",
+        some,
+        int8=True,
+        calibration=digits_.train.take(slice(0, 50)),
+    )
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     taken, given = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -171,7 +225,9 @@ def test_int8_litert_is_integers_throughout_and_scaled_as_the_file_says(networks
         integers = np.clip(np.rint(normal / taken["quantization"][0]) + taken["quantization"][1], -128, 127)
         interpreter.set_tensor(taken["index"], integers.astype(np.int8)[None])
         interpreter.invoke()
-        answer = (interpreter.get_tensor(given["index"])[0].astype(float) - given["quantization"][1]) * given["quantization"][0]
+        answer = (interpreter.get_tensor(given["index"])[0].astype(float) - given["quantization"][1]) * given[
+            "quantization"
+        ][0]
         assert np.allclose(answer, logits.numpy(), atol=1.01 * given["quantization"][0])
 
 
@@ -191,7 +247,12 @@ def test_a_file_that_holds_another_network_is_refused(networks, digits_, form, t
         return wrapped
 
     source = _onnx(networks["pruned"], path, some) if form == "onnx int8" else None
-    for module, name in ((torch.export, "export"), (torch.jit, "trace"), (torch.onnx, "export"), (litert_torch, "convert")):
+    for module, name in (
+        (torch.export, "export"),
+        (torch.jit, "trace"),
+        (torch.onnx, "export"),
+        (litert_torch, "convert"),
+    ):
         monkeypatch.setattr(module, name, instead(getattr(module, name)))
     if form == "onnx int8":
         wrong = export.onnx_logits(source, some)
@@ -254,7 +315,9 @@ def test_a_kill_between_the_two_renames_strands_no_package(moment, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.mlpackage"]
 
 
-def test_reading_finds_the_package_that_a_kill_had_put_aside_and_leaves_the_living_alone(networks, digits_, tmp_path):
+def test_reading_finds_the_package_that_a_kill_had_put_aside_and_leaves_the_living_alone(
+    networks, digits_, tmp_path
+):
     path, some = tmp_path / "model.mlpackage", digits_.test.take(slice(0, 5))
     export.to_coreml(networks["pruned"], path, some)
     _write_and_die(path, 1)
@@ -291,7 +354,9 @@ def test_a_core_ml_package_without_a_layer_is_refused(networks, digits_, tmp_pat
             return self.model(images)
 
     with pytest.raises(export.ExportError, match="linear layers 1, not 2"):
-        export.to_coreml(Extra(networks["pruned"]), tmp_path / "model.mlpackage", digits_.test.take(slice(0, 5)))
+        export.to_coreml(
+            Extra(networks["pruned"]), tmp_path / "model.mlpackage", digits_.test.take(slice(0, 5))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,7 +395,9 @@ def test_a_network_that_cannot_be_converted_is_named(form, digits_, tmp_path):
 
 
 @pytest.mark.parametrize("form", PIP)
-def test_a_missing_package_is_named_with_the_pip_install_that_mends_it(networks, digits_, form, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_the_pip_install_that_mends_it(
+    networks, digits_, form, tmp_path, monkeypatch
+):
     module, package = PIP[form]
     monkeypatch.setitem(__import__("sys").modules, module, None)
     suffix, _, write = FORMATS[form]
@@ -364,7 +431,9 @@ def test_pictures_default_to_those_of_load_data(networks, digits_, tmp_path, mon
     monkeypatch.setattr(export, "AGREEMENT", 0.8)
     asked = []
     monkeypatch.setattr(fidelity, "compare", lambda *_: None)
-    monkeypatch.setattr(export, "compare", lambda logits, model, pictures, *_: asked.append((len(logits), len(pictures))))
+    monkeypatch.setattr(
+        export, "compare", lambda logits, model, pictures, *_: asked.append((len(logits), len(pictures)))
+    )
     path = export.to_onnx(networks["pruned"], tmp_path / "model.onnx")
     export.quantize_onnx(path, tmp_path / "int8.onnx")
     export.to_torchserve(networks["pruned"], tmp_path / "model.mar")
@@ -376,7 +445,10 @@ def test_pictures_default_to_those_of_load_data(networks, digits_, tmp_path, mon
 def test_one_loop_measures_every_format(networks, digits_, tmp_path):
     model, some = networks["pruned"], digits_.test.take(slice(0, 60))
     correct = int((predict(model, some).argmax(1) == some.labels).sum())
-    files = [FORMATS[form][2](model, tmp_path / f"model{FORMATS[form][0]}", some, None) for form in ("onnx", "litert", "executorch")]
+    files = [
+        FORMATS[form][2](model, tmp_path / f"model{FORMATS[form][0]}", some, None)
+        for form in ("onnx", "litert", "executorch")
+    ]
     for path in files:
         assert export.accuracy(path, some).correct == correct
         assert torch.allclose(export.logits(path, some, threads=2), predict(model, some), atol=1e-3)
@@ -406,7 +478,9 @@ def test_peak_memory_counts_the_weights_and_nothing_of_this_process(digits_, for
     assert ballast.sum() > 0
     weights = 4e-6 * sum(parameter.numel() for parameter in model.parameters())
     assert 0.9 * weights < memory["peak_mb"] - memory["baseline_mb"] < 4 * weights
-    assert 10 < memory["baseline_mb"] < (1500 if form == "executorch" else 250)  # ExecuTorch's Python module needs PyTorch
+    assert (
+        10 < memory["baseline_mb"] < (1500 if form == "executorch" else 250)
+    )  # ExecuTorch's Python module needs PyTorch
 
 
 def test_onnx_profile_has_every_operator_once(networks, digits_, tmp_path):
@@ -481,7 +555,9 @@ def test_what_executor_runner_prints_is_read():
 
 
 @pytest.mark.parametrize(("suffix", "printed"), [(".tflite", BENCHMARK_MODEL), (".pte", EXECUTOR_RUNNER)])
-def test_the_commands_are_run_in_order_and_the_last_ones_output_is_read(suffix, printed, tmp_path, monkeypatch):
+def test_the_commands_are_run_in_order_and_the_last_ones_output_is_read(
+    suffix, printed, tmp_path, monkeypatch
+):
     network, runner, adb = tmp_path / f"my model{suffix}", tmp_path / "runner", tmp_path / "bin" / "adb"
     network.touch()
     with pytest.raises(FileNotFoundError, match="runner must be a file"):
@@ -492,15 +568,23 @@ def test_the_commands_are_run_in_order_and_the_last_ones_output_is_read(suffix, 
         phone.run_on_phone(network, runner)
     adb.parent.mkdir()
     (tmp_path / "printed").write_text(printed)
-    adb.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\nwhile read -r line; do echo "$line"; done < "{tmp_path}/printed"\n')
+    adb.write_text(
+        f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\nwhile read -r line; do echo "$line"; done < "{tmp_path}/printed"\n'
+    )
     adb.chmod(adb.stat().st_mode | stat.S_IEXEC)
     result = phone.run_on_phone(network, runner, threads=2, repeats=4, device="pixel")
-    assert result == (phone.parse_benchmark_model if suffix == ".tflite" else phone.parse_executor_runner)(printed)
+    assert result == (phone.parse_benchmark_model if suffix == ".tflite" else phone.parse_executor_runner)(
+        printed
+    )
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all(call.startswith("-s pixel ") for call in calls)
     assert [call.split()[2] for call in calls[:3]] == ["push", "push", "shell"]
     timed = next(call for call in calls[3:] if call.split()[2] == "shell")
-    threads, runs = ("--num_threads=2", "--num_runs=4") if suffix == ".tflite" else ("--cpu_threads=2", "--num_executions=4")
+    threads, runs = (
+        ("--num_threads=2", "--num_runs=4")
+        if suffix == ".tflite"
+        else ("--cpu_threads=2", "--num_executions=4")
+    )
     assert f"'{phone.FOLDER}/my model{suffix}'" in timed  # quoted for the phone's shell
     assert threads in timed
     assert runs in timed

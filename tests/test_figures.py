@@ -23,7 +23,9 @@ def test_where_it_goes_shows_shares_of_the_whole():
 
 def test_soft_targets_marks_the_true_class():
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
-    figure = plotting.soft_targets(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), probabilities, CLASSES, torch.tensor([0, 2]))
+    figure = plotting.soft_targets(
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8), probabilities, CLASSES, torch.tensor([0, 2])
+    )
     bars = figure.axes[2].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([0.7, 0.2, 0.1])
     assert bars[0].get_facecolor()[:3] == pytest.approx(plotting.ORANGE)
@@ -36,7 +38,9 @@ def test_curves_bars_and_maps_show_their_numbers():
     assert list(accuracy.lines[0].get_ydata()) == [50, 75]
     assert list(accuracy.lines[2].get_ydata()) == [90, 90]
     assert len(loss.lines) == 2
-    axes = plotting.paired(pd.DataFrame({"alone": [90.0, 91.0], "taught": [91.0, 93.0]}), "alone", "taught").axes[0]
+    axes = plotting.paired(
+        pd.DataFrame({"alone": [90.0, 91.0], "taught": [91.0, 93.0]}), "alone", "taught"
+    ).axes[0]
     assert list(axes.lines[-1].get_ydata()) == [90.5, 92.0]
     figure = plotting.heat_map(pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]), "title")
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.0", "2.0", "3.0", "4.0"]
@@ -73,7 +77,12 @@ def test_moving_the_slider_changes_the_picture():
 
 
 SWEEP = pd.DataFrame(
-    {"sparsity": [0.0, 0.5, 0.9], "threshold": [0.0, 0.1, 0.3], "accuracy": [0.9, 0.8, 0.3], "bytes": [4_000_000, 2_200_000, 600_000]}
+    {
+        "sparsity": [0.0, 0.5, 0.9],
+        "threshold": [0.0, 0.1, 0.3],
+        "accuracy": [0.9, 0.8, 0.3],
+        "bytes": [4_000_000, 2_200_000, 600_000],
+    }
 )
 
 
@@ -82,7 +91,9 @@ def test_sparsity_figure_at_its_lowest_middle_and_highest(sparsity, kept):
     weight = torch.tensor([[0.05, -0.05, 0.2, -0.25], [0.11, 0.31, -0.4, 0.9]])
     left, middle, right, _ = widgets.sparsity_figure(weight, SWEEP, sparsity).axes
     assert int(middle.images[0].get_array().sum()) == kept
-    assert sum(bar.get_height() for bar in left.patches[:-1]) >= 7  # every weight but the clipped largest, then the cut
+    assert (
+        sum(bar.get_height() for bar in left.patches[:-1]) >= 7
+    )  # every weight but the clipped largest, then the cut
     assert right.lines[1].get_xdata()[0] == pytest.approx(100 * sparsity)
     assert f"{sparsity:.0%} zeros" in right.get_title()
 
@@ -103,7 +114,11 @@ def test_energy_figure_at_its_lowest_middle_and_highest(energy, widths):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda v: widgets.sparsity_figure(torch.ones(2, 2), SWEEP, v), lambda v: widgets.energy_figure(RANKED, {}, {}, v)]
+    "make",
+    [
+        lambda v: widgets.sparsity_figure(torch.ones(2, 2), SWEEP, v),
+        lambda v: widgets.energy_figure(RANKED, {}, {}, v),
+    ],
 )
 @pytest.mark.parametrize("value", [0.123, -1, float("nan")])
 def test_values_the_sliders_do_not_have_are_refused(make, value):
@@ -132,7 +147,9 @@ def test_pruning_and_low_rank_figures_show_their_numbers():
     lines = plotting.schedules({"a": [0.0, 0.5, 0.9], "b": [0.9] * 3}).axes[0].lines
     assert list(lines[0].get_xdata()) == [0, 50, 100]
     assert list(lines[0].get_ydata()) == [0, 50, 90]
-    scan = pd.DataFrame({"layer": ["a", "a", "b", "b"], "ratio": [0, 0.5] * 2, "correct": [9, 5, 9, 8], "total": 10})
+    scan = pd.DataFrame(
+        {"layer": ["a", "a", "b", "b"], "ratio": [0, 0.5] * 2, "correct": [9, 5, 9, 8], "total": 10}
+    )
     lines = plotting.sensitivity(scan).axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == [[90, 50], [90, 80]]
     axes = plotting.energy_curves({"a": torch.tensor([0.5, 1.0])}, {"a": 1}).axes[0]
@@ -166,7 +183,9 @@ def bytes_of(picture):
 
 
 def test_the_front_joins_what_nothing_smaller_beats():
-    table = pd.DataFrame({"name": list("abcd"), "mb": [1.0, 2.0, 3.0, 4.0], "accuracy": [80.0, 90.0, 85.0, 95.0]})
+    table = pd.DataFrame(
+        {"name": list("abcd"), "mb": [1.0, 2.0, 3.0, 4.0], "accuracy": [80.0, 90.0, 85.0, 95.0]}
+    )
     line, points = plotting.front(table, "mb", "accuracy", "name", "MB", "%").axes[0].lines
     assert list(line.get_xdata()) == [1, 2, 4]
     assert len(points.get_xdata()) == 4
@@ -197,20 +216,32 @@ SERVICE = business.Assumptions(
     ],
 )
 def test_cost_figure_at_its_lowest_default_and_highest(name, value, compute, downloads, spent):
-    assert value in (*widgets.COST_STEPS[name][1][:: len(widgets.COST_STEPS[name][1]) - 1], getattr(SERVICE, name))
+    assert value in (
+        *widgets.COST_STEPS[name][1][:: len(widgets.COST_STEPS[name][1]) - 1],
+        getattr(SERVICE, name),
+    )
     left, right = widgets.cost_figure(LARGE, SMALL, SERVICE, **{name: value}).axes
-    assert [bar.get_width() for bar in left.patches] == pytest.approx([compute, compute / 10, downloads, downloads / 40, 0, 0])
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(
+        [compute, compute / 10, downloads, downloads / 40, 0, 0]
+    )
     assert left.patches[2].get_x() == pytest.approx(compute)  # stacked behind
     assert right.lines[0].get_ydata()[[0, -1]] == pytest.approx([0, 3 * (compute + downloads)])
-    assert right.lines[1].get_ydata()[[0, -1]] == pytest.approx([value * 100 if name == "engineer_days" else 500, spent])
+    assert right.lines[1].get_ydata()[[0, -1]] == pytest.approx(
+        [value * 100 if name == "engineer_days" else 500, spent]
+    )
 
 
 def test_cost_figure_says_whether_it_pays():
     def title(**chosen):
         return widgets.cost_figure(LARGE, SMALL, SERVICE, **({"years": 1} | chosen)).get_suptitle()
 
-    assert "Per million inferences, downloads included: large 2.11, small 0.20 dollars." in title()  # 770 and 74 over 365 million
-    assert "Over 1 year, small: net +196 dollars, return on the money spent +39%, paid back in 262 days." in title()
+    assert (
+        "Per million inferences, downloads included: large 2.11, small 0.20 dollars." in title()
+    )  # 770 and 74 over 365 million
+    assert (
+        "Over 1 year, small: net +196 dollars, return on the money spent +39%, paid back in 262 days."
+        in title()
+    )
     assert "net -9,304 dollars, return on the money spent -93%, not paid back." in title(engineer_days=100)
     assert "Over 10 years, small: net +6,460 dollars, return on the money spent +1,292%" in title(years=10)
     assert "return on the money spent none (nothing is spent), paid back in 0 days" in title(engineer_days=0)
@@ -231,7 +262,9 @@ def test_cost_figure_with_another_way_out():
     assert left.get_xlabel() == "dollars a year"
     assert right.get_ylabel() == "dollars spent"
     assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx([770, 200 + 385, 500 + 74])
-    assert "Over 1 year, between: net +185 dollars, return on the money spent +92%" in figure.get_suptitle()  # 385 - 200
+    assert (
+        "Over 1 year, between: net +185 dollars, return on the money spent +92%" in figure.get_suptitle()
+    )  # 385 - 200
     for bad in (between, (between,), ("between", 2)):
         with pytest.raises(TypeError, match="other must be a Network and its engineer days"):
             widgets.cost_figure(LARGE, SMALL, SERVICE, other=bad)
@@ -252,7 +285,9 @@ def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
         slider.value = default
         assert bytes_of(picture) == start
     sliders[0].value, sliders[4].value, sliders[5].value = 1_000, 0, 10
-    assert bytes_of(picture) == widgets.png(widgets.cost_figure(LARGE, SMALL, SERVICE, 10, inferences_per_day=1_000, engineer_days=0))
+    assert bytes_of(picture) == widgets.png(
+        widgets.cost_figure(LARGE, SMALL, SERVICE, 10, inferences_per_day=1_000, engineer_days=0)
+    )
 
 
 def test_tornado_and_budgets_show_their_numbers():
@@ -260,11 +295,18 @@ def test_tornado_and_budgets_show_their_numbers():
     table = business.tornado(lambda one: business.cost_per_year(LARGE, one)["total"], SERVICE, ranges)
     axes = plotting.tornado({"a year": (table, 770.0)}, "dollars").axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert ends == pytest.approx([405, 750, 1_500, 810])  # the low ends, then the high ones; the volume on top
+    assert ends == pytest.approx(
+        [405, 750, 1_500, 810]
+    )  # the low ends, then the high ones; the volume on top
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["inferences per day\n500,000 to 2,000,000", "price per GB\n0.25 to 1"]
     table = pd.DataFrame(
-        [(use, budget, name, share) for use in "xy" for budget in ("memory_mb", "b") for name, share in (("large", 4.0), ("small", 0.5))],
+        [
+            (use, budget, name, share)
+            for use in "xy"
+            for budget in ("memory_mb", "b")
+            for name, share in (("large", 4.0), ("small", 0.5))
+        ],
         columns=["use", "budget", "network", "share"],
     )
     axes = plotting.budget_shares(table).axes[0]
@@ -275,7 +317,15 @@ def test_tornado_and_budgets_show_their_numbers():
 
 FRONT = pd.DataFrame(  # two points above each other, two close beside each other, and most on the front
     {
-        "name": ["combined, int8", "lossless, int8", "channels, int8", "combined", "rank, int8", "lossless", "teacher"],
+        "name": [
+            "combined, int8",
+            "lossless, int8",
+            "channels, int8",
+            "combined",
+            "rank, int8",
+            "lossless",
+            "teacher",
+        ],
         "mb": [0.7, 1.6, 1.99, 2.0, 2.1, 3.6, 63.0],
         "accuracy": [91.54, 92.17, 91.32, 91.56, 91.97, 92.18, 92.28],
     }
@@ -285,7 +335,9 @@ FRONT = pd.DataFrame(  # two points above each other, two close beside each othe
 def test_the_front_shows_intervals_where_there_are_any():
     figure = plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%", "low", "high")
     bars = figure.axes[0].collections[0].get_segments()
-    assert [tuple(bar.ravel()) for bar in bars] == list(FRONT[["mb", "low", "mb", "high"]].itertuples(index=False, name=None))
+    assert [tuple(bar.ravel()) for bar in bars] == list(
+        FRONT[["mb", "low", "mb", "high"]].itertuples(index=False, name=None)
+    )
     assert len(plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%").axes[0].collections) == 0
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["Pareto front: no other is both cheaper and more accurate", "95% interval"]
@@ -311,11 +363,17 @@ def test_names_beside_the_front_touch_neither_it_nor_points_nor_each_other(inter
 
 
 def test_the_waterfall_shows_what_each_step_takes_away():
-    table = pd.DataFrame({"step": ["whole", "half", "same"], "bytes": [8e6, 4e6, 4e6], "right": [9_000, 8_990, 8_995]})
+    table = pd.DataFrame(
+        {"step": ["whole", "half", "same"], "bytes": [8e6, 4e6, 4e6], "right": [9_000, 8_990, 8_995]}
+    )
     axes = plotting.waterfall(table).axes[0]
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(8, 0), (4, 4), (4, 0)]
     assert list(axes.lines[0].get_xdata()) == [8, 4, 4]
-    assert [text.get_text() for text in axes.texts] == ["8.00 MB, 9,000 right", "4.00 MB, 8,990 right", "4.00 MB, 8,995 right"]
+    assert [text.get_text() for text in axes.texts] == [
+        "8.00 MB, 9,000 right",
+        "4.00 MB, 8,990 right",
+        "4.00 MB, 8,995 right",
+    ]
 
 
 def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
@@ -330,7 +388,15 @@ def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
         ("combined", "Core ML", 4e6, nan, nan, nan, 198),
         ("combined", ".mar", 1e6, nan, nan, nan, nan),
     ]
-    names = ["network", "format", "bytes", "latency_ms_1_threads", "latency_low_ms_1_threads", "latency_high_ms_1_threads", "same_class"]
+    names = [
+        "network",
+        "format",
+        "bytes",
+        "latency_ms_1_threads",
+        "latency_low_ms_1_threads",
+        "latency_high_ms_1_threads",
+        "same_class",
+    ]
     figure = plotting.formats(pd.DataFrame(rows, columns=names).assign(pictures=200))
     size, time, same = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["teacher", "combined"]
@@ -340,6 +406,9 @@ def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
     assert [bars.lines[0].get_xdata().tolist() for bars in time.containers] == [[11], [1.5]]
     spans = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in time.containers]
     assert spans == [[10, 13], [1, 2]]
-    assert [(text.get_position()[1], text.get_text()) for text in time.texts] == [(1, "not measured here"), (2, "not measured here")]
+    assert [(text.get_position()[1], text.get_text()) for text in time.texts] == [
+        (1, "not measured here"),
+        (2, "not measured here"),
+    ]
     assert [text.get_position()[1] for text in same.texts] == [2]
     assert all(same.get_xlim()[0] < count < same.get_xlim()[1] for count in (198, 200))

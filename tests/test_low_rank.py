@@ -36,11 +36,17 @@ def convolutions(draw):
     )  # fmt: skip
 
 
-layers = st.one_of(convolutions(), st.builds(nn.Linear, st.integers(1, 12), st.integers(1, 12), bias=st.booleans()))
+layers = st.one_of(
+    convolutions(), st.builds(nn.Linear, st.integers(1, 12), st.integers(1, 12), bias=st.booleans())
+)
 
 
 def example(layer):
-    return torch.randn(2, layer.in_features) if isinstance(layer, nn.Linear) else torch.randn(2, layer.in_channels, 11, 12)
+    return (
+        torch.randn(2, layer.in_features)
+        if isinstance(layer, nn.Linear)
+        else torch.randn(2, layer.in_channels, 11, 12)
+    )
 
 
 @given(layers, st.sampled_from(("channel", "spatial")))
@@ -54,8 +60,12 @@ def test_at_full_rank_the_output_is_the_same_and_the_error_is_the_discarded_ener
     parts = split(layer.double(), rank, scheme)
     # Eckart-Young: the squared error of the product of the two parts is the sum of the discarded squares.
     error = _product(layer, parts, scheme) - matricize(layer, scheme)
-    assert error.square().sum().item() == pytest.approx(values[rank:].square().sum().item(), rel=1e-4, abs=1e-8)
-    assert 1 - energy(values)[rank - 1].item() == pytest.approx((error.norm() / layer.weight.norm()).item() ** 2, abs=1e-6)
+    assert error.square().sum().item() == pytest.approx(
+        values[rank:].square().sum().item(), rel=1e-4, abs=1e-8
+    )
+    assert 1 - energy(values)[rank - 1].item() == pytest.approx(
+        (error.norm() / layer.weight.norm()).item() ** 2, abs=1e-6
+    )
     assert sum(part.weight.numel() for part in parts) == factorized_size(layer, rank, scheme)
 
 
@@ -83,7 +93,14 @@ def test_singular_values_are_those_of_torch_linalg():
 def test_energy_and_rank_worked_by_hand():
     values = torch.tensor([3.0, 2.0, 1.0])  # squares 9, 4, 1 of 14
     assert energy(values).tolist() == pytest.approx([9 / 14, 13 / 14, 1])
-    assert [rank_for_energy(values, t) for t in (0.01, 9 / 14, 0.65, 13 / 14, 0.93, 1.0)] == [1, 1, 2, 2, 3, 3]
+    assert [rank_for_energy(values, t) for t in (0.01, 9 / 14, 0.65, 13 / 14, 0.93, 1.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     assert energy(torch.zeros(3)).tolist() == [1, 1, 1]
     layer = nn.Linear(100, 50, bias=False)  # 5,000 weights; rank r takes 150 r; 33 * 150 = 4,950
     assert break_even_rank(layer) == 33
@@ -120,7 +137,10 @@ def test_a_network_at_full_energy_computes_the_same_and_none_of_its_layers_grows
     for row in table.itertuples():
         assert isinstance(small.get_submodule(row.layer), nn.Sequential) == row.worthwhile
         assert row.worthwhile == (row.rank <= row.break_even_rank)
-    saved = table.loc[table["worthwhile"], "parameters"].sum() - table.loc[table["worthwhile"], "factorized_parameters"].sum()
+    saved = (
+        table.loc[table["worthwhile"], "parameters"].sum()
+        - table.loc[table["worthwhile"], "factorized_parameters"].sum()
+    )
     assert count_parameters(model) - count_parameters(small) == saved
 
 
@@ -132,14 +152,19 @@ def test_the_original_is_untouched_and_the_copy_saves_and_trains(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     back = models.load(models.save(small, tmp_path / "m.safetensors"))
     assert list(back.state_dict()) == list(small.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), small.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(back.state_dict().values(), small.state_dict().values(), strict=True)
+    )
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(back(x), small.eval()(x), atol=1e-6)
 
 
 def test_ranks_by_hand_are_honoured_with_a_warning():
     model = models.build("tiny_convnet", width=0.3)
-    with pytest.warns(UserWarning, match=r"layer classifier grows from 550 to 650 weights at rank 10") as warned:
+    with pytest.warns(
+        UserWarning, match=r"layer classifier grows from 550 to 650 weights at rank 10"
+    ) as warned:
         larger = factorize(model, ranks={"classifier": 10})
     assert warned[0].filename == __file__
     assert count_parameters(larger) == count_parameters(model) + 100
@@ -185,7 +210,9 @@ def test_factorizing_twice_and_ranks_from_a_table_still_save(tmp_path):
 
 
 def test_parts_keep_what_the_layer_was():
-    layer = nn.Conv2d(8, 8, 3, padding="same", padding_mode="reflect").to(torch.bfloat16, memory_format=torch.channels_last)
+    layer = nn.Conv2d(8, 8, 3, padding="same", padding_mode="reflect").to(
+        torch.bfloat16, memory_format=torch.channels_last
+    )
     layer.requires_grad_(False).eval()
     for scheme in ("channel", "spatial"):
         for part in split(layer, 3, scheme):
@@ -194,7 +221,9 @@ def test_parts_keep_what_the_layer_was():
             assert not part.weight.requires_grad
             assert not part.training
         x = torch.randn(1, 8, 9, 9)
-        assert torch.allclose(split(layer.float(), 8 if scheme == "channel" else 24, scheme)(x), layer(x), atol=1e-4)
+        assert torch.allclose(
+            split(layer.float(), 8 if scheme == "channel" else 24, scheme)(x), layer(x), atol=1e-4
+        )
         layer.bfloat16()
 
 
@@ -220,7 +249,10 @@ def _quietly(function, *arguments, **options):
 
 def test_auto_takes_the_scheme_with_fewer_macs():
     model = models.build("resnet18", width=0.25)
-    tables = {scheme: analyze(model, 0.9, scheme=scheme).set_index("layer")["factorized_macs"] for scheme in ("channel", "spatial", "auto")}
+    tables = {
+        scheme: analyze(model, 0.9, scheme=scheme).set_index("layer")["factorized_macs"]
+        for scheme in ("channel", "spatial", "auto")
+    }
     convolutions = [name for name in tables["auto"].index if name != "fc"]
     for name in convolutions:
         assert tables["auto"][name] == min(tables["channel"][name], tables["spatial"][name])
@@ -236,20 +268,25 @@ def test_a_budget_is_kept_and_nearly_used_up(count, scheme, budget):
     after = table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum()
     assert 0.9 * budget < after / table[count].sum() <= budget
     small = factorize(model, budget=budget, count=count, scheme=scheme)
-    counted = count_macs(small) if count == "macs" else sum(w.numel() for w in small.parameters() if w.ndim > 1)
+    counted = (
+        count_macs(small) if count == "macs" else sum(w.numel() for w in small.parameters() if w.ndim > 1)
+    )
     assert counted == after
 
 
 def test_the_budget_buys_the_largest_sum_of_energies():
     """Against every combination of ranks of three small layers."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False), nn.Linear(4, 7, bias=False))
+    model = nn.Sequential(
+        nn.Linear(6, 5, bias=False), nn.Linear(5, 4, bias=False), nn.Linear(4, 7, bias=False)
+    )
     table = analyze(model, budget=0.6, input_shape=None)
     sizes, kept = [], []
     for layer in model:
         options = [(layer.weight.numel(), 1.0)]
         options += [
-            (factorized_size(layer, r), energy(singular_values(layer))[r - 1].item()) for r in range(1, min(layer.weight.shape) + 1)
+            (factorized_size(layer, r), energy(singular_values(layer))[r - 1].item())
+            for r in range(1, min(layer.weight.shape) + 1)
         ]
         sizes.append([size for size, _ in options])
         kept.append([share for _, share in options])
@@ -274,7 +311,10 @@ def test_a_budget_for_both_is_kept_by_both(scheme):
         assert after <= 0.3 * table[count].sum()
     pair = analyze(model, budget=(0.5, 0.3), count="both", scheme=scheme)
     for count, share in (("parameters", 0.5), ("macs", 0.3)):
-        assert pair[f"factorized_{count}"].where(pair["worthwhile"], pair[count]).sum() <= share * pair[count].sum()
+        assert (
+            pair[f"factorized_{count}"].where(pair["worthwhile"], pair[count]).sum()
+            <= share * pair[count].sum()
+        )
     with pytest.raises(ValueError, match='pair with count "both"'):
         analyze(model, budget=(0.5, 0.3), count="macs")
     small = factorize(model, budget=0.3, count="both", scheme=scheme)
@@ -319,16 +359,29 @@ def test_principal_responses_are_whitening_by_the_inputs_covariance(groups):
     layer = nn.Conv2d(4, 8, 3, padding=1, groups=groups).double()
     inputs = torch.randn(50, 4, 5, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 0.3
     outputs = layer(inputs).detach()
-    rows = (outputs - layer.bias.view(1, -1, 1, 1)).detach().movedim(1, -1).reshape(-1, groups, 8 // groups).transpose(0, 1)
+    rows = (
+        (outputs - layer.bias.view(1, -1, 1, 1))
+        .detach()
+        .movedim(1, -1)
+        .reshape(-1, groups, 8 // groups)
+        .transpose(0, 1)
+    )
     mean = rows.mean(1)
     covariance = rows.mT @ rows / rows.shape[1] - mean[:, :, None] * mean[:, None]
     factors = low_rank.decompose(layer, "channel", (mean, covariance))
     rank = 2
     parts = low_rank._build(layer, factors, rank, "channel")
-    patches = torch.nn.functional.unfold(inputs, 3, padding=1).movedim(1, -1).reshape(-1, groups, 4 // groups * 9).transpose(0, 1)
+    patches = (
+        torch.nn.functional.unfold(inputs, 3, padding=1)
+        .movedim(1, -1)
+        .reshape(-1, groups, 4 // groups * 9)
+        .transpose(0, 1)
+    )
     centred = patches - patches.mean(1, keepdim=True)
     for group in range(groups):
-        root = torch.linalg.cholesky(centred[group].T @ centred[group] / len(centred[group]) + 1e-12 * torch.eye(centred.shape[2]))
+        root = torch.linalg.cholesky(
+            centred[group].T @ centred[group] / len(centred[group]) + 1e-12 * torch.eye(centred.shape[2])
+        )
         u, s, v = torch.linalg.svd(matricize(layer)[group] @ root, full_matrices=False)
         expected = (u[:, :rank] * s[:rank]) @ v[:rank] @ torch.linalg.inv(root)
         assert torch.allclose(_product(layer, parts, "channel")[group], expected, atol=1e-6)
@@ -344,13 +397,17 @@ def test_pictures_keep_more_of_the_responses_at_the_same_ranks():
     fit(model, data, epochs=4, batch_size=64, progress=False)
     some = data.train.take(slice(0, 300))
     ranks = {
-        name: layer.weight.shape[0] // 4 for name, layer in low_rank.factorizable(model).items() if name not in ("classifier", "features.0")
+        name: layer.weight.shape[0] // 4
+        for name, layer in low_rank.factorizable(model).items()
+        if name not in ("classifier", "features.0")
     }
     images = next(iter(batches(data.validation, 100)))[0]
     model.eval()
     errors = {}
     for name, pictures in (("weights", None), ("pictures", some)):
-        errors[name] = (factorize(model, ranks=ranks, pictures=pictures).eval()(images) - model(images)).norm().item()
+        errors[name] = (
+            (factorize(model, ranks=ranks, pictures=pictures).eval()(images) - model(images)).norm().item()
+        )
     assert errors["pictures"] < 0.9 * errors["weights"]
     full = {name: min(matricize(layer).shape[1:]) for name, layer in low_rank.factorizable(model).items()}
     whole = _quietly(factorize, model, ranks=full, pictures=some).eval()
@@ -390,20 +447,27 @@ def test_sweep_by_budget_is_what_factorize_says():
 @settings(max_examples=60, deadline=None)
 def test_padding_modes_types_and_memory_formats(mode, same, dtype, channels_last, scheme, seed):
     torch.manual_seed(seed)
-    layer = nn.Conv2d(4, 6, 3, padding="same" if same else (1, 2), padding_mode=mode, dilation=(1, 2)).to(dtype)
+    layer = nn.Conv2d(4, 6, 3, padding="same" if same else (1, 2), padding_mode=mode, dilation=(1, 2)).to(
+        dtype
+    )
     if channels_last:
         layer = layer.to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 9, 10, dtype=dtype)
     whole = split(layer, len(singular_values(layer, scheme)), scheme)
     assert torch.allclose(whole(x), layer(x), atol=1e-4)
-    assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in whole) or not channels_last
+    assert (
+        all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in whole)
+        or not channels_last
+    )
 
 
 @pytest.mark.parametrize("scheme", ["channel", "spatial", "auto"])
 def test_macs_also_without_padding_with_strides_and_dilation(scheme):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, (3, 5), stride=(1, 2), dilation=(2, 1)), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        nn.Conv2d(8, 16, 3),
+        nn.Conv2d(16, 16, (3, 5), stride=(1, 2), dilation=(2, 1)),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
     )
     shape = (2, 8, 19, 23)
     table = analyze(model, 0.6, scheme=scheme, input_shape=shape)
@@ -412,7 +476,9 @@ def test_macs_also_without_padding_with_strides_and_dilation(scheme):
     assert len(split_)
     assert (split_["factorized_macs"] <= split_["macs"]).all()
     small = low_rank._apply(model, table, low_rank._options(model, scheme, (), 1, None, shape))
-    assert count_macs(small, shape) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
+    assert (
+        count_macs(small, shape) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
+    )
 
 
 def test_responses_of_linear_layers_on_sequences():

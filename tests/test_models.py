@@ -31,7 +31,10 @@ def test_every_model_builds_runs_and_comes_back(name, tmp_path):
 
 
 def test_small_models_are_the_promised_share_of_vgg19():
-    share = {name: count_parameters(models.build(name)) / PARAMETERS["vgg19"] for name in ("small_convnet", "tiny_convnet")}
+    share = {
+        name: count_parameters(models.build(name)) / PARAMETERS["vgg19"]
+        for name in ("small_convnet", "tiny_convnet")
+    }
     assert share["small_convnet"] == pytest.approx(0.10, abs=0.005)
     assert share["tiny_convnet"] == pytest.approx(0.05, abs=0.005)
     assert count_parameters(models.build("mobilenet_student")) < 270_000
@@ -67,7 +70,9 @@ def test_initialisation_is_kaiming_fan_out_and_seeded():
 
 def test_compressed_shapes_come_back(tmp_path):
     model = models.build("tiny_convnet")
-    model.features[3] = nn.Sequential(nn.Conv2d(24, 7, 3, 2, 1, bias=False), nn.Conv2d(7, 48, 1))  # factorized
+    model.features[3] = nn.Sequential(
+        nn.Conv2d(24, 7, 3, 2, 1, bias=False), nn.Conv2d(7, 48, 1)
+    )  # factorized
     model.features[4] = nn.BatchNorm2d(48)
     model.classifier = nn.Sequential(nn.Linear(184, 3, bias=False), nn.Linear(3, 10))
     images = torch.randn(2, 3, 32, 32)

@@ -59,7 +59,9 @@ def leads_somewhere(target, page):
 
 
 def prints(cell):
-    return any(output.get("name") == "stdout" or "text/plain" in output.get("data", {}) for output in cell.outputs)
+    return any(
+        output.get("name") == "stdout" or "text/plain" in output.get("data", {}) for output in cell.outputs
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -103,7 +105,13 @@ class TestEveryLesson:
         text = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
         for heading in ("**In this notebook you will**", "**You need**"):
             assert heading in text[0]
-        for heading in ("## Exercises", "## What you learned", "**Limits.**", "**References.**", "solutions/"):
+        for heading in (
+            "## Exercises",
+            "## What you learned",
+            "**Limits.**",
+            "**References.**",
+            "solutions/",
+        ):
             assert heading in text[-1]
 
     def test_was_executed_on_cifar10(self, path):
@@ -115,24 +123,35 @@ class TestEveryLesson:
         shown = "".join(cell.source for cell in cells if cell.cell_type == "code")
         for output in (output for cell in cells for output in cell.get("outputs", [])):
             shown += output.get("text", "") + output.get("data", {}).get("text/plain", "")
-        known = {number.replace(",", "") for number in PLAIN.findall(shown)} | {number.replace(",", "") for number in GIVEN[path.stem]}
+        known = {number.replace(",", "") for number in PLAIN.findall(shown)} | {
+            number.replace(",", "") for number in GIVEN[path.stem]
+        }
         missing = []
         for cell in cells:
             if cell.cell_type == "markdown":
                 prose = re.split(r"\*\*References", re.sub(r"\*\*Time and hardware.*", "", cell.source))[0]
-                prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$|```.*?```|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.DOTALL)
-                missing += [match[0] for match in MEASURED.finditer(prose) if match[0].replace(",", "") not in known]
+                prose = re.sub(
+                    r"\$\$.*?\$\$|\$[^$\n]*\$|```.*?```|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.DOTALL
+                )
+                missing += [
+                    match[0] for match in MEASURED.finditer(prose) if match[0].replace(",", "") not in known
+                ]
         assert missing == []
 
     def test_says_how_long_it_takes_and_on_what_and_where_terms_are(self, path):
         head = read(path).cells[0].source
         found = re.search(
-            r"\*\*Time and hardware\*\*: about (\d+) minutes to read, (under|about) (\d+) minutes? to run on two CPU cores; no GPU\.", head
+            r"\*\*Time and hardware\*\*: about (\d+) minutes to read, (under|about) (\d+) minutes? to run on two CPU cores; no GPU\.",
+            head,
         )
         assert found
         assert "[glossary](GLOSSARY.md)" in head
         readme = (HOME / "README.md").read_text()
-        row = next(line for line in readme.splitlines() if line.startswith("| [") and f"(notebooks/{path.name})" in line)
+        row = next(
+            line
+            for line in readme.splitlines()
+            if line.startswith("| [") and f"(notebooks/{path.name})" in line
+        )
         assert row.endswith(f"| {found[1]} min | {found[2]} {found[3]} min |")
 
     def test_figures_are_described_for_whoever_cannot_see_them(self, path):
@@ -142,16 +161,25 @@ class TestEveryLesson:
 
     def test_the_slider_starts_where_the_figure_above_it_stands(self, path):
         """On GitHub no slider runs, and the figure is all there is."""
-        calls = [node for cell in code(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+        calls = [
+            node
+            for cell in code(path)
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.Call)
+        ]
         found = {}
         for call in calls:
             name = getattr(call.func, "attr", "")
             if re.fullmatch(r"(temperature|sparsity|energy|bits)_(figure|slider)", name):
-                bound = inspect.signature(getattr(widgets, name)).bind(*call.args, **{one.arg: one.value for one in call.keywords})
+                bound = inspect.signature(getattr(widgets, name)).bind(
+                    *call.args, **{one.arg: one.value for one in call.keywords}
+                )
                 kind, _, what = name.partition("_")
                 given = bound.arguments.get(kind if what == "figure" else "start")
                 default = inspect.signature(getattr(widgets, name)).parameters.get("start")
-                found.setdefault(kind, {})[what] = ast.literal_eval(given) if given is not None else default.default
+                found.setdefault(kind, {})[what] = (
+                    ast.literal_eval(given) if given is not None else default.default
+                )
         for values in found.values():
             assert values["figure"] == values["slider"]
         assert len(found) == (1 if path.stem[:2] in ("01", "02", "03", "04") else 0)
@@ -192,4 +220,6 @@ def test_nothing_tracked_is_a_picture_of_cifar10_or_large():
 
 def test_no_pickle_is_read():
     for path in (HOME / "helpers").glob("*.py"):
-        assert not re.search(r"torch\.load|pickle|joblib", path.read_text().replace("no pickle", "")), Path(path).name
+        assert not re.search(r"torch\.load|pickle|joblib", path.read_text().replace("no pickle", "")), Path(
+            path
+        ).name

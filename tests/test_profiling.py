@@ -7,15 +7,29 @@ from helpers import low_rank, models, profiling
 
 def test_macs_and_parameters_worked_by_hand():
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
     )
     table = profiling.profile(model)
     assert list(table["layer"]) == ["0", "1", "2", "3", "4", "5"]
     assert list(table["macs"]) == [3 * 8 * 9 * 32 * 32, 0, 0, 0, 0, 80]
     assert list(table["parameters"]) == [3 * 8 * 9 + 8, 16, 0, 0, 0, 90]
-    assert table["bytes"].tolist()[1] == 4 * 32 + 8  # scale, shift, mean, variance; and the int64 batch counter
+    assert (
+        table["bytes"].tolist()[1] == 4 * 32 + 8
+    )  # scale, shift, mean, variance; and the int64 batch counter
     assert table["output_shape"][0] == (1, 8, 32, 32)
-    assert list(table) == ["layer", "type", "output_shape", "parameters", "bytes", "macs"]  # times only where they are asked for
+    assert list(table) == [
+        "layer",
+        "type",
+        "output_shape",
+        "parameters",
+        "bytes",
+        "macs",
+    ]  # times only where they are asked for
     assert profiling.count_macs(model) == 3 * 8 * 9 * 1024 + 80
     assert profiling.count_macs(model, (4, 3, 16, 16)) == 4 * (3 * 8 * 9 * 256 + 80)
 
@@ -68,7 +82,9 @@ def test_file_bytes_are_those_of_the_file(tmp_path):
 
 
 def test_latency_says_how_it_was_measured():
-    result = profiling.measure_latency(models.build("tiny_convnet", width=0.2), (2, 3, 32, 32), threads=1, repeats=9)
+    result = profiling.measure_latency(
+        models.build("tiny_convnet", width=0.2), (2, 3, 32, 32), threads=1, repeats=9
+    )
     assert result["latency_low_ms"] <= result["latency_ms"] <= result["latency_high_ms"]
     assert (result["batch"], result["threads"], result["repeats"]) == (2, 1, 9)
 
@@ -106,10 +122,18 @@ def test_times_are_of_single_runs_in_ms_after_a_warm_up(monkeypatch):
 def test_costs_are_of_one_picture_where_nothing_else_is_said(capsys):
     model = models.build("tiny_convnet", width=0.1)
     one = (1, 3, 32, 32)
-    assert profiling.peak_memory(model) == profiling.peak_memory(model, one) != profiling.peak_memory(model, (2, 3, 32, 32))
+    assert (
+        profiling.peak_memory(model)
+        == profiling.peak_memory(model, one)
+        != profiling.peak_memory(model, (2, 3, 32, 32))
+    )
     assert profiling.count_macs(model) == profiling.count_macs(model, one)
     assert profiling.profile(model).equals(profiling.profile(model, one))
-    assert profiling.measure_latency(model, repeats=3)["batch"] == profiling.summarize(model, repeats=3)["batch"] == 1
+    assert (
+        profiling.measure_latency(model, repeats=3)["batch"]
+        == profiling.summarize(model, repeats=3)["batch"]
+        == 1
+    )
     assert capsys.readouterr().out == ""  # PyTorch's counter would print its own table
 
 
@@ -128,7 +152,9 @@ def test_peak_memory_covers_weights_and_the_largest_activations():
     peak = profiling.peak_memory(model, (64, 1000))
     weights, images, hidden = 4 * 1_010_000, 4 * 64_000, 4 * 64_000
     assert weights + images + 2 * hidden <= peak <= weights + images + 3 * hidden
-    assert profiling.peak_memory(models.build("vgg19"), (8, 3, 32, 32)) > profiling.peak_memory(models.build("vgg19"))
+    assert profiling.peak_memory(models.build("vgg19"), (8, 3, 32, 32)) > profiling.peak_memory(
+        models.build("vgg19")
+    )
 
 
 def test_networks_on_another_device_are_copied_to_the_baselines():
@@ -137,15 +163,22 @@ def test_networks_on_another_device_are_copied_to_the_baselines():
     moved = profiling._on(model, torch.device("meta"))  # stands for a GPU
     assert (profiling._device(moved).type, profiling._device(model)) == ("meta", cpu)
     assert profiling.compare({"one": model}, repeats=3).attrs["device"] == "cpu"
-    with pytest.raises(ValueError, match="model must be on the CPU or on a CUDA GPU to have its memory counted, got meta"):
+    with pytest.raises(
+        ValueError, match="model must be on the CPU or on a CUDA GPU to have its memory counted, got meta"
+    ):
         profiling.peak_memory(moved)
 
 
 def test_compare_counts_from_the_baseline(digits):
-    networks = {"large": models.build("tiny_convnet", width=0.5), "small": models.build("tiny_convnet", width=0.1)}
+    networks = {
+        "large": models.build("tiny_convnet", width=0.5),
+        "small": models.build("tiny_convnet", width=0.1),
+    }
     table = profiling.compare(networks, digits.validation, repeats=3)
     assert table.loc["large", "compression"] == table.loc["large", "speedup"] == 1
-    assert table.loc["small", "compression"] == pytest.approx(table.loc["large", "size_mb"] / table.loc["small", "size_mb"])
+    assert table.loc["small", "compression"] == pytest.approx(
+        table.loc["large", "size_mb"] / table.loc["small", "size_mb"]
+    )
     assert table.loc["large", "size_mb"] == profiling.file_bytes(networks["large"]) / 1e6
     assert (table["total"] == 200).all()
     assert (table["accuracy"] == 100 * table["correct"] / 200).all()
@@ -173,7 +206,10 @@ def test_layers_are_compared_with_all_their_parts():
     table = profiling.compare_layers(model, small, ["features.3", "features.0"])
     whole, parts = profiling.profile(model), profiling.profile(small)
     assert table.loc["features.3", "macs"] == whole.set_index("layer")["macs"]["features.3"]
-    assert table.loc["features.3", "macs_after"] == parts.set_index("layer")["macs"][["features.3.0", "features.3.1"]].sum()
+    assert (
+        table.loc["features.3", "macs_after"]
+        == parts.set_index("layer")["macs"][["features.3.0", "features.3.1"]].sum()
+    )
     assert table.loc["features.0", "times_fewer_macs"] == 1
     assert (table["times_faster"] > 0).all()
 

@@ -74,7 +74,9 @@ def test_global_masks_equal_pytorchs_to_the_weight(name, sparsity):
     model = models.build(name)
     masks = masks_for(magnitudes(model), sparsity)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    prune.global_unstructured([(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity)
+    prune.global_unstructured(
+        [(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity
+    )
     assert all(torch.equal(masks[n], layer.weight_mask.bool()) for n, layer in layers.items())
 
 
@@ -83,7 +85,9 @@ def test_global_masks_equal_pytorchs_on_the_teacher_whose_half_precision_weights
     model = models.load(TEACHER)
     masks = masks_for(magnitudes(model), sparsity)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    prune.global_unstructured([(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity)
+    prune.global_unstructured(
+        [(layer, "weight") for layer in layers.values()], prune.L1Unstructured, amount=sparsity
+    )
     assert all(torch.equal(masks[n], layer.weight_mask.bool()) for n, layer in layers.items())
 
 
@@ -95,7 +99,13 @@ def test_layer_masks_equal_pytorchs_to_the_weight():
             assert torch.equal(masks[name], prune.l1_unstructured(layer, "weight", 0.7).weight_mask.bool())
 
 
-@given(st.integers(0, 60), st.integers(0, 40), st.floats(0, 1), st.sampled_from(("global", "layer")), st.booleans())
+@given(
+    st.integers(0, 60),
+    st.integers(0, 40),
+    st.floats(0, 1),
+    st.sampled_from(("global", "layer")),
+    st.booleans(),
+)
 @settings(deadline=None)
 def test_the_asked_sparsity_is_reached_to_a_single_weight(first, second, sparsity, scope, ties):
     saliency = {"a": torch.rand(first), "b": torch.rand(second)}
@@ -134,7 +144,11 @@ def test_prune_once_leaves_skipped_layers_biases_and_norms_alone():
     rest = table.drop("classifier")
     assert rest["zeros"].sum() == round(0.9 * rest["parameters"].sum())
     for name, tensor in model.state_dict().items():
-        kept = tensor != 0 if name.removesuffix(".weight") in rest.index else torch.ones_like(tensor, dtype=torch.bool)
+        kept = (
+            tensor != 0
+            if name.removesuffix(".weight") in rest.index
+            else torch.ones_like(tensor, dtype=torch.bool)
+        )
         assert torch.equal(tensor[kept], before[name][kept])
 
 
@@ -158,7 +172,9 @@ class Watch(Callback):
         self.before = dict(self.pruner.masks)
 
 
-@pytest.mark.parametrize(("importance", "scope"), itertools.product(("magnitude", "gradient"), ("global", "layer")))
+@pytest.mark.parametrize(
+    ("importance", "scope"), itertools.product(("magnitude", "gradient"), ("global", "layer"))
+)
 def test_gradual_pruning_reaches_its_sparsity_and_keeps_it(few, importance, scope):
     pruner = GradualPruner(PolynomialSchedule(0.8, end=0.6), importance, scope, skip=["classifier"], every=2)
     model = small()
@@ -194,7 +210,15 @@ def test_an_interrupted_pruning_ends_with_the_same_bits(few, tmp_path, importanc
     def run(checkpoint, *callbacks):
         model = small()
         pruner = GradualPruner(PolynomialSchedule(0.9), importance, every=3)
-        fit(model, few, epochs=3, batch_size=32, checkpoint=checkpoint, callbacks=[pruner, *callbacks], progress=False)
+        fit(
+            model,
+            few,
+            epochs=3,
+            batch_size=32,
+            checkpoint=checkpoint,
+            callbacks=[pruner, *callbacks],
+            progress=False,
+        )
         return model
 
     class Stop(Callback):
@@ -206,7 +230,10 @@ def test_an_interrupted_pruning_ends_with_the_same_bits(few, tmp_path, importanc
     with pytest.raises(KeyboardInterrupt):
         run(path, Stop())
     resumed = run(path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 def test_a_pruned_model_saves_and_loads_like_any_other(tmp_path):
@@ -229,8 +256,20 @@ def test_bad_arguments_of_the_pruner_are_named():
 
 def test_a_resumed_run_must_have_the_same_pruner(few, tmp_path):
     path = tmp_path / "run.safetensors"
-    fit(small(), few, epochs=1, batch_size=64, checkpoint=path, callbacks=[GradualPruner(PolynomialSchedule(0.9))], progress=False)
-    for callbacks in ([], [GradualPruner(PolynomialSchedule(0.95))], [GradualPruner(PolynomialSchedule(0.9), "gradient")]):
+    fit(
+        small(),
+        few,
+        epochs=1,
+        batch_size=64,
+        checkpoint=path,
+        callbacks=[GradualPruner(PolynomialSchedule(0.9))],
+        progress=False,
+    )
+    for callbacks in (
+        [],
+        [GradualPruner(PolynomialSchedule(0.95))],
+        [GradualPruner(PolynomialSchedule(0.9), "gradient")],
+    ):
         with pytest.raises(ValueError, match="belongs to a run with callbacks"):
             fit(small(), few, epochs=1, batch_size=64, checkpoint=path, callbacks=callbacks, progress=False)
 
@@ -249,7 +288,14 @@ def test_frozen_layers_must_be_skipped_and_skip_may_be_any_iterable(few):
     model = small()
     model.classifier.requires_grad_(False)
     with pytest.raises(ValueError, match="skip must name classifier"):
-        fit(model, few, epochs=1, batch_size=64, callbacks=[GradualPruner(PolynomialSchedule(0.5))], progress=False)
+        fit(
+            model,
+            few,
+            epochs=1,
+            batch_size=64,
+            callbacks=[GradualPruner(PolynomialSchedule(0.5))],
+            progress=False,
+        )
     assert "classifier" not in prunable(model, skip=(name for name in ["classifier"]))
 
 
@@ -275,7 +321,9 @@ def stepping(pruner, model, steps):
     ],
 )
 def test_masks_are_drawn_as_often_as_said(steps, every, expected):
-    assert stepping(GradualPruner(PolynomialSchedule(0.5), every=every), nn.Linear(4, 2), steps) == list(expected)
+    assert stepping(GradualPruner(PolynomialSchedule(0.5), every=every), nn.Linear(4, 2), steps) == list(
+        expected
+    )
 
 
 def test_by_gradient_what_was_pruned_before_stays_so_only_if_the_schedule_begins_there():
@@ -285,7 +333,9 @@ def test_by_gradient_what_was_pruned_before_stays_so_only_if_the_schedule_begins
         pruner = GradualPruner(PolynomialSchedule(0.75, begins), "gradient")
         run = Run(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 10)
         pruner.on_start(run)
-        assert {name: mask.tolist() for name, mask in pruner.masks.items()} == {name: mask.tolist() for name, mask in expected.items()}
+        assert {name: mask.tolist() for name, mask in pruner.masks.items()} == {
+            name: mask.tolist() for name, mask in expected.items()
+        }
         layer.weight.grad = torch.ones(1, 4)
         pruner.on_gradients(run)
         assert layer.weight.grad.tolist() == ([[1, 0, 1, 0]] if begins else [[1, 1, 1, 1]])
@@ -332,7 +382,10 @@ def test_sensitivity_prunes_one_layer_at_a_time_and_changes_nothing(trained):
     assert (scan[scan["ratio"] == 0]["correct"] == whole).all()
     ratios = pruning.ratios_by_sensitivity(scan, 0.0)
     assert set(ratios) == set(pruning.prunable(model))
-    assert all(scan[(scan["layer"] == n) & (scan["ratio"] == r)]["correct"].item() >= whole for n, r in ratios.items())
+    assert all(
+        scan[(scan["layer"] == n) & (scan["ratio"] == r)]["correct"].item() >= whole
+        for n, r in ratios.items()
+    )
     assert set(pruning.ratios_by_sensitivity(scan, 1.0).values()) == {0.99}
 
 
@@ -356,8 +409,13 @@ def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
     assert profiling.count_parameters(smaller) < 0.4 * profiling.count_parameters(model)
     images = torch.randn(2, 3, 32, 32)
     assert smaller(images).shape == (2, 10)
-    for (layer, before_), after in zip(pruning.prunable(model).items(), pruning.prunable(smaller).values(), strict=True):
-        if scope == "layer" and layer not in ("classifier", "fc"):  # half of the channels, to the nearest multiple of 8, 8 at least
+    for (layer, before_), after in zip(
+        pruning.prunable(model).items(), pruning.prunable(smaller).values(), strict=True
+    ):
+        if scope == "layer" and layer not in (
+            "classifier",
+            "fc",
+        ):  # half of the channels, to the nearest multiple of 8, 8 at least
             count = before_.shape[0]
             assert after.shape[0] == (max(8, 8 * round(count / 2 / 8)) if count > 8 else count), layer
     back = models.load(models.save(smaller, tmp_path / "smaller.safetensors"))
@@ -367,9 +425,19 @@ def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
 def test_a_scan_of_channels_takes_exactly_the_share_it_names(trained, monkeypatch):
     model, data = trained
     seen = []
-    monkeypatch.setattr(pruning, "evaluate", lambda network, split, precision: seen.append(network) or evaluate(network, split))
-    pruning.sensitivity(model, data.validation.take(slice(0, 20)), ratios=(0.25, 0.6), unit="channel", only=["features.0"])
-    assert [network.get_submodule("features.0").out_channels for network in seen] == [12, 9, 5]  # round(12 * 0.4) is 5
+    monkeypatch.setattr(
+        pruning,
+        "evaluate",
+        lambda network, split, precision: seen.append(network) or evaluate(network, split),
+    )
+    pruning.sensitivity(
+        model, data.validation.take(slice(0, 20)), ratios=(0.25, 0.6), unit="channel", only=["features.0"]
+    )
+    assert [network.get_submodule("features.0").out_channels for network in seen] == [
+        12,
+        9,
+        5,
+    ]  # round(12 * 0.4) is 5
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5])
@@ -377,7 +445,10 @@ def test_ranked_together_exactly_the_share_of_all_channels_goes(ratio):
     torch.manual_seed(0)
     model = models.build("vgg11", width=0.25)
     smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio, scope="global", round_to=1)
-    before, after = (sum(layer.out_channels for layer in m.modules() if isinstance(layer, nn.Conv2d)) for m in (model, smaller))
+    before, after = (
+        sum(layer.out_channels for layer in m.modules() if isinstance(layer, nn.Conv2d))
+        for m in (model, smaller)
+    )
     assert before - after == round(ratio * before)
 
 
@@ -397,7 +468,9 @@ def test_the_channels_with_the_smallest_weights_go():
     smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), {"features.0": 0.25}, round_to=1)
     kept = [channel for channel in range(16) if channel not in weak]
     assert torch.equal(smaller.get_submodule("features.0").weight, first.weight[kept])
-    assert torch.equal(smaller.get_submodule("features.4").weight, model.get_submodule("features.4").weight[:, kept])
+    assert torch.equal(
+        smaller.get_submodule("features.4").weight, model.get_submodule("features.4").weight[:, kept]
+    )
     images = torch.randn(4, 3, 32, 32)  # what went had next to no influence
     assert torch.allclose(smaller(images), model(images), atol=1e-3)
 
@@ -427,7 +500,9 @@ def test_channels_by_gradient_and_by_batchnorm():
 )
 def test_prune_channels_names_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
-        pruning.prune_channels(models.build("tiny_convnet", width=0.25), torch.zeros(1, 3, 32, 32), **arguments)
+        pruning.prune_channels(
+            models.build("tiny_convnet", width=0.25), torch.zeros(1, 3, 32, 32), **arguments
+        )
 
 
 def test_sweep_is_what_prune_once_and_the_file_say(trained):
@@ -438,7 +513,12 @@ def test_sweep_is_what_prune_once_and_the_file_say(trained):
         pruning.prune_once(sparser, row.sparsity)
         assert row.correct == evaluate(sparser, data.validation).correct
         assert row.bytes == profiling.file_bytes(sparser, storage="bitmask")
-        gone = torch.cat([w.detach().flatten()[w.detach().flatten().abs() <= row.threshold] for w in pruning.prunable(model).values()])
+        gone = torch.cat(
+            [
+                w.detach().flatten()[w.detach().flatten().abs() <= row.threshold]
+                for w in pruning.prunable(model).values()
+            ]
+        )
         total = sum(w.numel() for w in pruning.prunable(model).values())
         assert abs(len(gone) - round(row.sparsity * total)) <= (0 if row.sparsity else total)
 
@@ -540,7 +620,14 @@ def test_a_layer_that_a_batch_does_not_use_is_pruned_all_the_same(few):
 
     for importance in ("magnitude", "gradient"):
         model = Spare()
-        fit(model, few, epochs=1, batch_size=64, callbacks=[GradualPruner(PolynomialSchedule(0.9), importance)], progress=False)
+        fit(
+            model,
+            few,
+            epochs=1,
+            batch_size=64,
+            callbacks=[GradualPruner(PolynomialSchedule(0.9), importance)],
+            progress=False,
+        )
         table = sparsity_table(model)
         assert table["zeros"].sum() == round(0.9 * table["parameters"].sum())
 
@@ -570,7 +657,12 @@ def test_prune_channels_names_what_does_not_fit(arguments, message):
 def test_prune_channels_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="batchnorm"):
         pruning.prune_channels(
-            nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)), torch.zeros(1, 3, 3, 3), 0.5, "batchnorm"
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)),
+            torch.zeros(1, 3, 3, 3),
+            0.5,
+            "batchnorm",
         )
     with pytest.raises(ValueError, match="skip must name"):
-        pruning.prune_channels(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), torch.zeros(1, 3, 8, 8), 0.5)
+        pruning.prune_channels(
+            nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), torch.zeros(1, 3, 8, 8), 0.5
+        )

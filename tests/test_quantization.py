@@ -19,7 +19,9 @@ def test_the_grid_worked_by_hand():
     values = torch.tensor([-1.0, 0.0, 0.004, 0.006, 1.55, 9.0])
     integers = quantization.quantize(values, scale, zero)
     assert integers.tolist() == [0, 100, 100, 101, 255, 255]
-    assert quantization.dequantize(integers, scale, zero).tolist() == pytest.approx([-1, 0, 0, 0.01, 1.55, 1.55])
+    assert quantization.dequantize(integers, scale, zero).tolist() == pytest.approx(
+        [-1, 0, 0, 0.01, 1.55, 1.55]
+    )
     assert quantization.affine_grid(2.0, 3.0, bits=2) == (1.0, 0)  # stretched to hold 0
     assert quantization.affine_grid(0.0, 0.0) == (1.0, 0)
 
@@ -30,10 +32,14 @@ def test_the_grid_is_pytorchs_and_no_value_inside_is_off_by_more_than_half_a_ste
     scale, zero = quantization.affine_grid(low, low + width, bits)
     values = torch.rand(50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * width + low
     back = quantization.dequantize(quantization.quantize(values, scale, zero, bits), scale, zero)
-    assert (back - values).abs().max() <= scale * (0.5 + 0.5) + 1e-9  # half a step, and half for a rounded zero point at the ends
+    assert (back - values).abs().max() <= scale * (
+        0.5 + 0.5
+    ) + 1e-9  # half a step, and half for a rounded zero point at the ends
     assert quantization.dequantize(torch.tensor(zero), scale, zero) == 0
     theirs = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, 2**bits - 1)
-    assert (back.float() - theirs).abs().max() <= scale + 1e-4  # a value in the middle may be rounded either way
+    assert (
+        back.float() - theirs
+    ).abs().max() <= scale + 1e-4  # a value in the middle may be rounded either way
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -45,9 +51,13 @@ def test_weights_are_rounded_as_pytorchs_fake_quantize_does(bits, per_channel):
     weight, top = layer.weight.detach(), 2 ** (bits - 1) - 1
     if per_channel:
         scales = weight.abs().flatten(1).amax(1) / top
-        expected = torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros(4, dtype=torch.int32), 0, -top, top)
+        expected = torch.fake_quantize_per_channel_affine(
+            weight, scales, torch.zeros(4, dtype=torch.int32), 0, -top, top
+        )
     else:
-        expected = torch.fake_quantize_per_tensor_affine(weight, float(weight.abs().max() / top), 0, -top, top)
+        expected = torch.fake_quantize_per_tensor_affine(
+            weight, float(weight.abs().max() / top), 0, -top, top
+        )
     assert torch.allclose(rounded, expected, atol=1e-6)
     assert all(len(channel.unique()) <= 2**bits - 1 for channel in rounded)
 

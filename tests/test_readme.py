@@ -19,10 +19,19 @@ README = (HOME / "README.md").read_text()
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" in block]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[re.search(r"# (.+)|import (\w+)", block).group(0)[:40] for block in BLOCKS])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=[re.search(r"# (.+)|import (\w+)", block).group(0)[:40] for block in BLOCKS]
+)
 def test_every_code_block_that_imports_what_it_uses_runs(block, tmp_path):
     environment = {**os.environ, "NNC_DATA": "digits", "PYTHONPATH": str(HOME)}
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -31,14 +40,22 @@ def test_every_make_target_and_command_named_exists():
     for target in set(re.findall(r"`make (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     listed = subprocess.run(
-        [sys.executable, "-m", "helpers.benchmark", "--help"], cwd=HOME, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "helpers.benchmark", "--help"],
+        cwd=HOME,
+        capture_output=True,
+        text=True,
+        timeout=120,
     ).stdout
     for name in re.findall(r"`python -m helpers\.benchmark (\w+)", README):
         assert name in listed, name
 
 
 def test_the_glossary_is_sorted_and_says_each_term_once():
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [0-9, ]+ \|$", (HOME / "notebooks" / "GLOSSARY.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \| [0-9, ]+ \|$",
+        (HOME / "notebooks" / "GLOSSARY.md").read_text(),
+        re.MULTILINE,
+    )
     assert len(rows) > 30
     keys = [re.sub(r"^2:4", "two four", row).lower() for row in rows]
     assert keys == sorted(keys)
@@ -46,10 +63,19 @@ def test_the_glossary_is_sorted_and_says_each_term_once():
 
 
 def test_the_three_lines_that_carry_the_series_run(digits):
-    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" not in block)
-    small = {"data": digits, "fit": lambda model, data, epochs, **options: fit(model, data, epochs=1, batch_size=256, **options)}
+    block = next(
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" not in block
+    )
+    small = {
+        "data": digits,
+        "fit": lambda model, data, epochs, **options: fit(model, data, epochs=1, batch_size=256, **options),
+    }
     small |= {name: models.build("vgg11", width=0.05) for name in ("teacher", "student", "model")}
-    used = {"DistillationLoss": DistillationLoss, "GradualPruner": GradualPruner, "PolynomialSchedule": PolynomialSchedule}
+    used = {
+        "DistillationLoss": DistillationLoss,
+        "GradualPruner": GradualPruner,
+        "PolynomialSchedule": PolynomialSchedule,
+    }
     assert block.count("fit(") == 3
     exec(block, small | used | {"factorize": factorize})
 
@@ -86,7 +112,11 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
     faster = lossless["teacher_latency_ms_1_threads"] / lossless["int8_latency_ms_1_threads"]
     rounded = results.read("shipped").query("file == 'vgg19'").iloc[-1]
     teacher, student = models.load(TEACHER), models.build("tiny_convnet")
-    tiny = results.read("students").query("student == 'tiny_convnet' and taught_by != 'nobody' and seed == 0").iloc[-1]
+    tiny = (
+        results.read("students")
+        .query("student == 'tiny_convnet' and taught_by != 'nobody' and seed == 0")
+        .iloc[-1]
+    )
     computed = {
         f"{tiny['teacher_onnx_bytes'] / tiny['int8_zip_bytes']:.0f} times smaller": "students.csv",
         f"{tiny['teacher_latency_ms_1_threads'] / tiny['int8_latency_ms_1_threads']:.0f} times faster": "students.csv",
@@ -104,7 +134,11 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
     }
     for text in computed:
         assert text in outside, text
-    for text in ("170 MB", "9 GB", "3 GB"):  # of other people's files: CIFAR-10's archive, the packages on disk and on their way
+    for text in (
+        "170 MB",
+        "9 GB",
+        "3 GB",
+    ):  # of other people's files: CIFAR-10's archive, the packages on disk and on their way
         computed[text] = "not measured by the benchmark"
     claims = re.findall(r"\d[\d,.]* (?:times \w+|of 10,000|MB|GB)", outside)
     assert claims

@@ -30,7 +30,9 @@ from helpers.data import HOME, load_data
 from helpers.evaluation import predict
 from helpers.training import fit
 
-pytest.importorskip("model_archiver", reason="torch-model-archiver is not installed: pip install -r requirements.txt")
+pytest.importorskip(
+    "model_archiver", reason="torch-model-archiver is not installed: pip install -r requirements.txt"
+)
 
 NAMES = tuple(f"digit {number}" for number in range(10))
 
@@ -56,7 +58,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def archive(model, some, tmp_path_factory):
-    return serving.to_torchserve(model, tmp_path_factory.mktemp("archive") / "digits.mar", some, classes=NAMES)
+    return serving.to_torchserve(
+        model, tmp_path_factory.mktemp("archive") / "digits.mar", some, classes=NAMES
+    )
 
 
 @pytest.fixture
@@ -82,7 +86,9 @@ def test_the_handler_stands_alone():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names) | {"torch", "PIL"}
-    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == ["PictureHandler"]  # TorchServe wants one class
+    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == [
+        "PictureHandler"
+    ]  # TorchServe wants one class
 
 
 def test_probabilities_are_pytorchs(worker, model, some):
@@ -98,7 +104,9 @@ def test_probabilities_are_pytorchs(worker, model, some):
 def test_other_colours_and_sizes_are_read(worker, some, mode):
     image = Image.open(io.BytesIO(serving.png(some.images[0])))
     large = image.resize((100, 60)).convert(mode)
-    answers, statuses = worker(_file(large, "JPEG" if mode == "CMYK" else "PNG"), _file(image, "JPEG", quality=95))
+    answers, statuses = worker(
+        _file(large, "JPEG" if mode == "CMYK" else "PNG"), _file(image, "JPEG", quality=95)
+    )
     assert statuses == {}
     assert all(0.1 <= answer["probability"] <= 1 for answer in answers)
     assert answers[1]["label"] == worker(serving.png(some.images[0]))[0][0]["label"]
@@ -114,7 +122,9 @@ def test_what_is_no_picture_is_refused_and_the_others_are_answered(worker, some)
     }  # fmt: skip
     files = [good, *(file for file, _ in bad.values()), good]
     answers, statuses = worker(*files)
-    assert {place: code for place, (code, _) in statuses.items()} == dict(enumerate((code for _, code in bad.values()), start=1))
+    assert {place: code for place, (code, _) in statuses.items()} == dict(
+        enumerate((code for _, code in bad.values()), start=1)
+    )
     assert all(answers[place]["error"] == reason for place, (_, reason) in statuses.items())
     assert answers[0] == answers[-1]
     assert set(answers[0]) == {"class", "label", "probability"}
@@ -163,11 +173,16 @@ def test_an_archive_classifies_as_pytorch_does(archive, model, some, tmp_path):
 
 def test_a_body_that_is_not_bytes_and_a_batch_that_is_too_long_are_refused(archive, some):
     with serving.unpacked_handler(archive) as (worker, context):
-        answers = worker.handle([{"body": {"picture": 1}}, {}, {"data": serving.png(some.images[0])}], context)
+        answers = worker.handle(
+            [{"body": {"picture": 1}}, {}, {"data": serving.png(some.images[0])}], context
+        )
         assert ([code for code, _ in context.statuses.values()], "class" in answers[2]) == ([400, 400], True)
         context.statuses.clear()
         answers = worker.handle([{"body": serving.png(some.images[0])}] * (handler.MAX_BATCH + 2), context)
-        assert [place for place, (code, _) in context.statuses.items() if code == 503] == [handler.MAX_BATCH, handler.MAX_BATCH + 1]
+        assert [place for place, (code, _) in context.statuses.items() if code == 503] == [
+            handler.MAX_BATCH,
+            handler.MAX_BATCH + 1,
+        ]
         assert sum("class" in answer for answer in answers) == handler.MAX_BATCH
         assert worker.handle([], context) == []
 
@@ -253,7 +268,9 @@ def test_the_server_stops_with_its_block(archive):
     assert not family & _below()
 
 
-def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_stopped(server, archive, some, tmp_path, monkeypatch):
+def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_stopped(
+    server, archive, some, tmp_path, monkeypatch
+):
     shared, config = tmp_path / "shared", tmp_path / "other.properties"
     shared.mkdir()
     config.write_text("inference_address=http://127.0.0.1:1\n")
@@ -266,7 +283,10 @@ def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_s
         assert second.post(picture, token=server.token)[0] >= 400
         family = _below() - before
         bound = [
-            each for number, _ in family for each in psutil.Process(number).net_connections("inet") if each.status == psutil.CONN_LISTEN
+            each
+            for number, _ in family
+            for each in psutil.Process(number).net_connections("inet")
+            if each.status == psutil.CONN_LISTEN
         ]
         assert len(bound) >= 5  # inference, management, metrics, and twice gRPC
         assert {each.laddr.ip.removeprefix("::ffff:") for each in bound} <= {"127.0.0.1", "::1"}
@@ -319,10 +339,15 @@ def test_no_archive_no_java_no_server(archive, tmp_path, monkeypatch):
 
 def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some, tmp_path):
     if importlib.util.find_spec("litserve") is None:
-        pytest.skip("LitServe is not installed: pip install litserve (notebook 05 shows how it serves a file; nothing else needs it)")
+        pytest.skip(
+            "LitServe is not installed: pip install litserve (notebook 05 shows how it serves a file; nothing else needs it)"
+        )
     cells = nbformat.read(HOME / "notebooks" / "05_deployment.ipynb", as_version=4).cells
     block = next(
-        found for cell in cells for found in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL) if "litserve.LitServer" in found
+        found
+        for cell in cells
+        for found in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
+        if "litserve.LitServer" in found
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -334,7 +359,9 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
     address = f"http://127.0.0.1:{port}"
 
     def post(body):
-        request = urllib.request.Request(f"{address}/predict", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{address}/predict", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
 
@@ -342,8 +369,12 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
         return {"picture": base64.b64encode(file).decode()}
 
     with (tmp_path / "log").open("w") as log:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])}
-        process = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
+        }
+        process = subprocess.Popen(
+            [sys.executable, "server.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
         try:
             for _ in range(240):
                 assert process.poll() is None, (tmp_path / "log").read_text()
@@ -353,7 +384,10 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
                 except OSError:  # also HTTP 503, while the network is loaded
                     time.sleep(0.25)
             listening = [
-                each for number, _ in _below() for each in psutil.Process(number).net_connections("inet") if each.laddr.port == port
+                each
+                for number, _ in _below()
+                for each in psutil.Process(number).net_connections("inet")
+                if each.laddr.port == port
             ]
             assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
             bodies = [in_base64(serving.png(image)) for image in some.images[:16]]
@@ -365,7 +399,9 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
             assert "PNG or JPEG" in answers[5]["error"]
             assert "base64" in answers[6]["error"]
             with pytest.raises(urllib.error.HTTPError, match="413"):
-                post(in_base64(bytes(2_250_000)))  # 15 bytes above 3,000,000: all is read before the answer, else the connection is reset
+                post(
+                    in_base64(bytes(2_250_000))
+                )  # 15 bytes above 3,000,000: all is read before the answer, else the connection is reset
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             process.terminate()

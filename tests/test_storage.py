@@ -22,7 +22,8 @@ def bits(tensor):
 @pytest.mark.parametrize("storage", PACKED)
 @given(
     shape=st.one_of(
-        st.tuples(*[st.integers(1, 9)] * 2), st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 4, 8]), *[st.integers(1, 3)] * 2)
+        st.tuples(*[st.integers(1, 9)] * 2),
+        st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 4, 8]), *[st.integers(1, 3)] * 2),
     ),
     density=st.sampled_from([0.0, 0.01, 0.3, 0.5, 1.0]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
@@ -53,7 +54,9 @@ def test_sizes_are_what_the_arithmetic_says():
     assert size("dense") == 64 * 100 * 4
     assert size("bitmask") == 64 * 100 // 8 + 4 * kept
     assert size("csr") == 64 * 4 + kept * (4 + 2)
-    entropy = -0.9 * math.log2(0.9) - 0.1 * math.log2(0.1)  # bits per weight that a mask of density 0.1 really holds
+    entropy = -0.9 * math.log2(0.9) - 0.1 * math.log2(
+        0.1
+    )  # bits per weight that a mask of density 0.1 really holds
     mask = pack({"w": weight}, "bitmask+zip")[0]["w|mask"].nbytes
     assert entropy * 6400 / 8 * 0.9 < mask < 6400 / 8
 
@@ -64,7 +67,9 @@ def test_two_of_four_is_half_the_values_and_a_bit_per_weight():
     pruned.weight.data = weight.clone()
     pruning.prune_two_of_four(pruned)
     written, packed = pack({"w": pruned.weight.detach()}, "2:4")
-    assert sum(tensor.nbytes for tensor in written.values()) == weight.numel() * (4 // 2) + weight.numel() // 8
+    assert (
+        sum(tensor.nbytes for tensor in written.values()) == weight.numel() * (4 // 2) + weight.numel() // 8
+    )
     assert torch.equal(unpack(written, packed, "2:4")["w"], pruned.weight)
     assert not pack({"w": weight}, "2:4")[1]  # three or four values in a group: it stays dense
 
@@ -88,7 +93,9 @@ def test_summarize_reports_the_smallest_file_and_says_which():
     table = profiling.storage_table(model).set_index("storage")["bytes"]
     assert summary["storage"] == table.idxmin() == "bitmask+zip"
     assert summary["bytes"] == table.min() < table["bitmask"] < table["dense"]
-    assert summary["nonzeros"] == sum(int(p.count_nonzero()) for p in model.parameters()) < summary["parameters"]
+    assert (
+        summary["nonzeros"] == sum(int(p.count_nonzero()) for p in model.parameters()) < summary["parameters"]
+    )
 
 
 def test_unknown_storage_is_named(tmp_path):
@@ -106,7 +113,9 @@ def _edit_header(path, change):
 
 
 @pytest.mark.parametrize("storage", PACKED)
-@pytest.mark.parametrize("harm", ["shape", "terabytes", "negative", "flat", "dtype", "other dtype", "storage", "missing"])
+@pytest.mark.parametrize(
+    "harm", ["shape", "terabytes", "negative", "flat", "dtype", "other dtype", "storage", "missing"]
+)
 def test_packed_weights_that_do_not_fit_are_refused_by_name(storage, harm, tmp_path):
     model = models.build("tiny_convnet", width=0.25)
     pruning.prune_once(model, 0.9)
@@ -125,7 +134,11 @@ def test_packed_weights_that_do_not_fit_are_refused_by_name(storage, harm, tmp_p
         elif harm == "storage":
             metadata["storage"] = "rar"
         else:
-            packed[first]["shape"][0] = {"shape": packed[first]["shape"][0] + 8, "terabytes": 2**40, "negative": -1}[harm]
+            packed[first]["shape"][0] = {
+                "shape": packed[first]["shape"][0] + 8,
+                "terabytes": 2**40,
+                "negative": -1,
+            }[harm]
         metadata["packed"] = json.dumps(packed)
 
     _edit_header(path, change)

@@ -29,7 +29,10 @@ def few():
 
 
 def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_it_learns_digits(digits):
@@ -44,7 +47,18 @@ def test_it_learns_digits(digits):
 def test_one_step_is_the_textbooks_nesterov_step(few):
     """One fp32 batch without augmentation against the update written out (Sutskever 2013, in PyTorch's form)."""
     model, reference = small(), small()
-    fit(model, few, epochs=1, batch_size=256, lr=0.05, warmup=0, weight_decay=0.01, augment=False, precision="fp32", progress=False)
+    fit(
+        model,
+        few,
+        epochs=1,
+        batch_size=256,
+        lr=0.05,
+        warmup=0,
+        weight_decay=0.01,
+        augment=False,
+        precision="fp32",
+        progress=False,
+    )
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     reference.train().to(memory_format=torch.channels_last)
     F.cross_entropy(reference(normalize(few.train.images[order], few)), few.train.labels[order]).backward()
@@ -82,7 +96,9 @@ def test_cutout_hides_and_checkpoints_from_before_it_go_on(few, tmp_path):
     record = json.loads(metadata["record"])
     del record["settings"]["cutout"]
     text = json.dumps(record)
-    models.write_safetensors(path, tensors, metadata | {"record": text, "sha256": models.digest(tensors, text)})
+    models.write_safetensors(
+        path, tensors, metadata | {"record": text, "sha256": models.digest(tensors, text)}
+    )
     fit(half, few, epochs=2, batch_size=64, checkpoint=path, progress=False)
     assert same(half, runs[0])
     with pytest.raises(ValueError, match=r"cutout 0 \(now 8\)"):
@@ -92,7 +108,14 @@ def test_cutout_hides_and_checkpoints_from_before_it_go_on(few, tmp_path):
 def test_label_smoothing_and_a_loss_of_ones_own(few):
     by_option, by_loss = small(), small()
     fit(by_option, few, epochs=1, batch_size=64, label_smoothing=0.1, progress=False)
-    fit(by_loss, few, epochs=1, batch_size=64, loss=lambda z, x, y: F.cross_entropy(z, y, label_smoothing=0.1), progress=False)
+    fit(
+        by_loss,
+        few,
+        epochs=1,
+        batch_size=64,
+        loss=lambda z, x, y: F.cross_entropy(z, y, label_smoothing=0.1),
+        progress=False,
+    )
     assert same(by_option, by_loss)
 
 
@@ -123,7 +146,14 @@ def test_callbacks_see_every_step_and_add_columns(few):
 def test_not_finite_loss_says_at_which_step(few):
     calls = iter(range(100))
     with pytest.raises(FloatingPointError, match=r"nan at step 3 of 8 \(epoch 1\).*lower lr"):
-        fit(small(), few, epochs=2, batch_size=64, loss=lambda z, x, y: z.sum() * (math.nan if next(calls) == 2 else 1), progress=False)
+        fit(
+            small(),
+            few,
+            epochs=2,
+            batch_size=64,
+            loss=lambda z, x, y: z.sum() * (math.nan if next(calls) == 2 else 1),
+            progress=False,
+        )
 
 
 def test_learning_rate_climbs_then_falls():
@@ -185,7 +215,9 @@ def test_evaluate_counts_what_a_plain_loop_counts(digits):
     with torch.no_grad():
         plain = model(normalize(digits.test.images, digits)).argmax(1)
     model.train()
-    assert evaluate(model, digits.test, batch_size=7, precision="fp32").correct == int((plain == digits.test.labels).sum())
+    assert evaluate(model, digits.test, batch_size=7, precision="fp32").correct == int(
+        (plain == digits.test.labels).sum()
+    )
     assert model.training
     assert predict(model, digits.test).shape == (300, 10)
 
@@ -218,11 +250,31 @@ def test_an_interrupted_run_ends_with_the_same_bits(few, tmp_path, step):
 
 
 def test_a_checkpoint_of_a_run_with_another_teacher_is_refused(few, tmp_path):
-    path, teacher, other = tmp_path / "run.safetensors", models.build("tiny_convnet", width=0.2), models.build("tiny_convnet", width=0.2)
+    path, teacher, other = (
+        tmp_path / "run.safetensors",
+        models.build("tiny_convnet", width=0.2),
+        models.build("tiny_convnet", width=0.2),
+    )
     for _ in range(2):  # the second goes on from the first
-        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(teacher), checkpoint=path, progress=False)
+        fit(
+            small(),
+            few,
+            epochs=1,
+            batch_size=64,
+            loss=DistillationLoss(teacher),
+            checkpoint=path,
+            progress=False,
+        )
     with pytest.raises(ValueError, match="belongs to a run with loss"):
-        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(other), checkpoint=path, progress=False)
+        fit(
+            small(),
+            few,
+            epochs=1,
+            batch_size=64,
+            loss=DistillationLoss(other),
+            checkpoint=path,
+            progress=False,
+        )
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
@@ -233,9 +285,18 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
         fit(small(), few, epochs=1, batch_size=64, lr=0.2, checkpoint=path, progress=False)
     assert path.read_bytes() == content
     with pytest.raises(
-        ValueError, match=r"belongs to a run with loss '' \(now 'DistillationLoss\(temperature=4, alpha=0\.9, weights \w{10}\)'\)"
+        ValueError,
+        match=r"belongs to a run with loss '' \(now 'DistillationLoss\(temperature=4, alpha=0\.9, weights \w{10}\)'\)",
     ):
-        fit(small(), few, epochs=1, batch_size=64, loss=DistillationLoss(small()), checkpoint=path, progress=False)
+        fit(
+            small(),
+            few,
+            epochs=1,
+            batch_size=64,
+            loss=DistillationLoss(small()),
+            checkpoint=path,
+            progress=False,
+        )
     other = load_data("digits", train_limit=256, seed=1)
     with pytest.raises(ValueError, match="belongs to a run with data"):
         fit(small(), other, epochs=1, batch_size=64, checkpoint=path, progress=False)
@@ -263,7 +324,15 @@ def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
 
     path = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        fit(small(), few, epochs=3, batch_size=64, checkpoint=path, callbacks=[Counter(), Stop(9)], progress=False)
+        fit(
+            small(),
+            few,
+            epochs=3,
+            batch_size=64,
+            checkpoint=path,
+            callbacks=[Counter(), Stop(9)],
+            progress=False,
+        )
     counter = Counter()
     fit(small(), few, epochs=3, batch_size=64, checkpoint=path, callbacks=[counter, Stop(0)], progress=False)
     assert counter.count.item() == 12
@@ -287,11 +356,20 @@ TWO_PROCESSES = """
 
 def launch(script, processes, *arguments):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(script.parent), *arguments]
+    command = [
+        sys.executable,
+        *(torchrun if processes > 1 else []),
+        str(script),
+        str(script.parent),
+        *arguments,
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [[float(number) for number in (script.parent / str(rank)).read_text().split()] for rank in range(processes)]
+    return [
+        [float(number) for number in (script.parent / str(rank)).read_text().split()]
+        for rank in range(processes)
+    ]
 
 
 def test_two_processes_train_what_one_does(tmp_path):

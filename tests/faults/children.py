@@ -63,7 +63,9 @@ class Child:
 def _start(job, folder, pipe, *arguments):
     torch.set_num_threads(1)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = str(folder / "tmp")  # what a killed process leaves there goes with the test's folder
+    os.environ["TMPDIR"] = str(
+        folder / "tmp"
+    )  # what a killed process leaves there goes with the test's folder
     sys.stdout = sys.stderr = (folder / "tmp" / "log").open("a")
     job(folder, pipe.send, *arguments)
 
@@ -76,7 +78,15 @@ def train(folder, say, *callbacks):
     model = models.build("tiny_convnet", width=0.2)
     data = load_data("digits", train_limit=256)
     say("ready")
-    fit(model, data, epochs=EPOCHS, batch_size=32, checkpoint=folder / "run [1].safetensors", callbacks=callbacks, progress=False)
+    fit(
+        model,
+        data,
+        epochs=EPOCHS,
+        batch_size=32,
+        checkpoint=folder / "run [1].safetensors",
+        callbacks=callbacks,
+        progress=False,
+    )
     say(models.digest(model.state_dict()))
 
 
@@ -94,8 +104,19 @@ def measure(folder, say):
     benchmark.main()
     results.write_readme(page)
     with (folder / "results" / "pruning.csv").open(newline="", encoding="utf-8") as file:
-        rows = [{key: value for key, value in row.items() if "latency" not in key and key != "date"} for row in csv.DictReader(file)]
-    say((rows, {path.name: models.digest(models.read_safetensors(path)[1]) for path in kept(folder, "*.safetensors")}))
+        rows = [
+            {key: value for key, value in row.items() if "latency" not in key and key != "date"}
+            for row in csv.DictReader(file)
+        ]
+    say(
+        (
+            rows,
+            {
+                path.name: models.digest(models.read_safetensors(path)[1])
+                for path in kept(folder, "*.safetensors")
+            },
+        )
+    )
 
 
 def kept(folder, pattern):
@@ -173,5 +194,7 @@ def append(folder, say, writer, rows):
     results.RESULTS = folder
     say("ready")
     for number in range(rows):
-        results.append("table", {"writer": writer, "number": number, "text": f'a {writer} of, "{number}"\nlines'})
+        results.append(
+            "table", {"writer": writer, "number": number, "text": f'a {writer} of, "{number}"\nlines'}
+        )
     say("written")

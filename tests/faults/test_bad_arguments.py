@@ -67,7 +67,9 @@ class Bad:
     drawn: st.SearchStrategy | None = None
 
     def without(self, value):
-        return replace(self, fixed=tuple(each for each in self.fixed if type(each) is not type(value) or each != value))
+        return replace(
+            self, fixed=tuple(each for each in self.fixed if type(each) is not type(value) or each != value)
+        )
 
     def plus(self, *values):
         return replace(self, fixed=(*self.fixed, *values))
@@ -98,7 +100,11 @@ def number(low=-math.inf, high=math.inf, open_low=False, none=False):
 def integer(low, high=math.inf, none=False):
     found = bad(*TYPES, *NAN, True, 1.5, 1.0, low - 1, 10**5_000, -(10**5_000), none=none)
     drawn = st.integers(max_value=low - 1)
-    return replace(found.plus(high + 1), drawn=drawn | st.integers(min_value=high + 1)) if high < math.inf else replace(found, drawn=drawn)
+    return (
+        replace(found.plus(high + 1), drawn=drawn | st.integers(min_value=high + 1))
+        if high < math.inf
+        else replace(found, drawn=drawn)
+    )
 
 
 def choice():
@@ -106,7 +112,9 @@ def choice():
 
 
 def instance(none=False):
-    return replace(bad("x", 1, 1.5, math.nan, True, [], {}, Strange(), nn.Module, none=none), drawn=st.text(max_size=3))
+    return replace(
+        bad("x", 1, 1.5, math.nan, True, [], {}, Strange(), nn.Module, none=none), drawn=st.text(max_size=3)
+    )
 
 
 def function():
@@ -122,16 +130,45 @@ def text():
 
 
 def numbers(low, high):
-    return bad("12", b"1", 1, math.nan, Strange(), *([value] for value in (*NAN, low - 1, high + 1, "x", None, True, 1j)))
+    return bad(
+        "12",
+        b"1",
+        1,
+        math.nan,
+        Strange(),
+        *([value] for value in (*NAN, low - 1, high + 1, "x", None, True, 1j)),
+    )
 
 
 def shape(none=False):
-    sizes = [], (0, 3, 32, 32), (-1, 3, 32, 32), (1.5, 3), (1, "3"), (2**40, 3, 32, 32), (10**400,), (None,), (1, 7, 32, 32)
+    sizes = (
+        [],
+        (0, 3, 32, 32),
+        (-1, 3, 32, 32),
+        (1.5, 3),
+        (1, "3"),
+        (2**40, 3, 32, 32),
+        (10**400,),
+        (None,),
+        (1, 7, 32, 32),
+    )
     return bad("x", 1, math.nan, *sizes, Strange(), none=none)
 
 
 def path(suffix=False, none=False):
-    return bad(1, 1.5, math.nan, True, b"x", [], "", "a\0.safetensors", Strange(), *(["model.pt", "model"] if suffix else []), none=none)
+    return bad(
+        1,
+        1.5,
+        math.nan,
+        True,
+        b"x",
+        [],
+        "",
+        "a\0.safetensors",
+        Strange(),
+        *(["model.pt", "model"] if suffix else []),
+        none=none,
+    )
 
 
 def tensor(*more, none=False):
@@ -166,12 +203,27 @@ class Good:
         self.use = business.UseCase(**dict.fromkeys((field.name for field in fields(business.UseCase)), 1.0))
         columns = ("latency_ms_1_threads", "zip_bytes", "onnx_bytes", "correct")
         measured = {f"{key}{column}": [1.0] for key in ("", "teacher_", "int8_") for column in columns}
-        self.runs = pd.DataFrame(measured | {"weights": "sha256:0", "seed": 0, "point": "combined", "total": 2, "file": "vgg19"})
+        self.runs = pd.DataFrame(
+            measured | {"weights": "sha256:0", "seed": 0, "point": "combined", "total": 2, "file": "vgg19"}
+        )
         self.formats = pd.DataFrame({"file": ["vgg19"], "format": "ONNX", "peak_mb": 2.0, "baseline_mb": 1.0})
-        settings = dict.fromkeys(("student", "teacher", "data"), "a") | {"train_pictures": 1, "epochs": 1, "total": 2}
-        self.pairs = pd.DataFrame([settings | {"seed": 0, "arm": arm, "correct": 1} for arm in ("alone", "taught")])
+        settings = dict.fromkeys(("student", "teacher", "data"), "a") | {
+            "train_pictures": 1,
+            "epochs": 1,
+            "total": 2,
+        }
+        self.pairs = pd.DataFrame(
+            [settings | {"seed": 0, "arm": arm, "correct": 1} for arm in ("alone", "taught")]
+        )
         self.grid = pd.DataFrame([settings | {"seed": 0, "correct": 1, "temperature": 1.0, "alpha": 0.5}])
-        scores = {"accuracy": [0.5, 0.6], "bytes": 1e6, "threshold": 0.1, "parameters": 1e6, "macs": 1e6, "ranks": [{"a": 1}, {"a": 2}]}
+        scores = {
+            "accuracy": [0.5, 0.6],
+            "bytes": 1e6,
+            "threshold": 0.1,
+            "parameters": 1e6,
+            "macs": 1e6,
+            "ranks": [{"a": 1}, {"a": 2}],
+        }
         self.swept = {name: pd.DataFrame({name: steps, **scores}) for name, steps in STEPS.items()}
         self.lesson = series.Lesson("quick", self.data)
 
@@ -185,31 +237,64 @@ def pictured(value=0.0):
 
 good = Good()
 MODEL, SPLIT, LAYER = {"model": good.model}, {"split": good.split}, {"module": good.layer}
-BATCH = {"student_logits": torch.zeros(2, 3), "teacher_logits": torch.zeros(2, 3), "labels": torch.tensor([0, 2])}
+BATCH = {
+    "student_logits": torch.zeros(2, 3),
+    "teacher_logits": torch.zeros(2, 3),
+    "labels": torch.tensor([0, 2]),
+}
 RANGE = {"open_low": True, "low": 0, "high": 1}
-wrong_images = bad("x", 1, torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
+wrong_images = bad(
+    "x",
+    1,
+    torch.zeros(2, 3, 4, 4),
+    torch.zeros(3, 4, 4, dtype=torch.uint8),
+    torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+)
 wrong_labels = bad("x", 1, torch.zeros(20), torch.zeros(3, dtype=torch.int64), torch.full((20,), -100))
 pictures = {"images": good.split.images, "labels": good.split.labels, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 three = bad("abc", 1, (0.5, 0.5), (0.5, 0.5, math.nan), (0.5, 0.5, "x"), (0.5, 0.5, math.inf))
-parts = {"name": "mine", "classes": tuple("0123456789"), "mean": (0.5,) * 3, "std": (0.5,) * 3} | dict.fromkeys(
-    ("train", "validation", "test"), good.split
-)
+parts = {
+    "name": "mine",
+    "classes": tuple("0123456789"),
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+} | dict.fromkeys(("train", "validation", "test"), good.split)
 COMBINED = {"runs": good.runs, "point": "combined", "folder": "."}
 CHANGE = {"before": good.network, "after": good.network, "assumptions": good.assumptions}
-YEARS, FILE = number(0, 100, open_low=True), bad(1, [], "", "../table", "a b", "a/b", "table.csv", "a\0", Strange())
-OTHER = bad("x", 1, (), good.network, (good.network,), ("a", 1), *((good.network, days) for days in (*NAN, -1, "1", None, True)), none=True)
+YEARS, FILE = (
+    number(0, 100, open_low=True),
+    bad(1, [], "", "../table", "a b", "a/b", "table.csv", "a\0", Strange()),
+)
+OTHER = bad(
+    "x",
+    1,
+    (),
+    good.network,
+    (good.network,),
+    ("a", 1),
+    *((good.network, days) for days in (*NAN, -1, "1", None, True)),
+    none=True,
+)
 PICTURE = {"logits": good.logits, "classes": ("a", "b", "c"), "label": 0}
 CLASSES = bad("abc", 1, (), ("a", "b"), ("a", "b", 3), Strange())
 RANKS = {"table": good.swept["energy"], "full": {"a": 3}, "break_even": {"a": 2}}
 LAYERS = bad("x", 1, [], {}, {"b": 1}, {"a": "1"}, {"a": math.nan}, {"a": -1}, Strange())
 TAUGHT = {"data": good.data, "loss": distillation.DistillationLoss(good.teacher), "epochs": 1, "lr": 0.1}
-FOUND = path().without("").without("a\0.safetensors")  # of a file that must be there: those are FileNotFoundErrors
+FOUND = (
+    path().without("").without("a\0.safetensors")
+)  # of a file that must be there: those are FileNotFoundErrors
 SOME = instance(none=True).plus(good.split.take(slice(0, 0)))
 LARGER = {"model": good.larger, "data": good.data, "ratios": {}}
 TIMED = "Inference timings in us: Init: 1, First inference: 2.5, Warmup (avg): 3, Inference (avg): 4"
 RAN = "Model executed successfully {} time(s) in {} ms."
 BUDGET = number(**RANGE, none=True).without([1.0]).plus((0.5, 0.5), [math.nan], [])
-rank_options = {"scheme": choice(), "skip": names(), "budget": BUDGET, "count": choice(), "round_to": integer(1)}
+rank_options = {
+    "scheme": choice(),
+    "skip": names(),
+    "budget": BUDGET,
+    "count": choice(),
+    "round_to": integer(1),
+}
 rank_options |= {"pictures": instance(none=True), "input_shape": shape(none=True)}
 
 CASES = [
@@ -586,7 +671,17 @@ FREE = {
          "peers.tensorly_tucker.data", "peers.tensorly_tucker.ratios"), "not used: all of TASKS are called alike",
     ),
 }  # fmt: skip
-BUILT_BY_US = {"Server", "ConvNet", "ResidualBlock", "Run", "Callback", "Factors", "DataError", "CheckpointError", "SmallMaps"}
+BUILT_BY_US = {
+    "Server",
+    "ConvNet",
+    "ResidualBlock",
+    "Run",
+    "Callback",
+    "Factors",
+    "DataError",
+    "CheckpointError",
+    "SmallMaps",
+}
 WHOLE = (
     data, models, training, evaluation, convolution, distillation, pruning, low_rank, profiling, quantization, storage, business, results,
     widgets, series, peers, phone, sessions, export, coreml, serving,
@@ -603,15 +698,26 @@ ELSEWHERE = {  # slow, or in need of a phone or of an exported file: other tests
 def label(function):
     if inspect.isclass(function):
         return function.__name__
-    return f"{function.__module__.removeprefix('helpers.')}.{function.__qualname__}".replace("pruning.PolynomialSchedule.", "")
+    return f"{function.__module__.removeprefix('helpers.')}.{function.__qualname__}".replace(
+        "pruning.PolynomialSchedule.", ""
+    )
 
 
-PAIRS = [(call, right, name, wrong) for call, right, arguments in CASES for name, wrong in arguments.items() if wrong is not None]
+PAIRS = [
+    (call, right, name, wrong)
+    for call, right, arguments in CASES
+    for name, wrong in arguments.items()
+    if wrong is not None
+]
 DRAWN = [pair for pair in PAIRS if pair[-1].drawn is not None]
 
 
 def named(pairs):
-    return {"argnames": ("call", "right", "name", "wrong"), "argvalues": pairs, "ids": [f"{label(one[0])}-{one[2]}" for one in pairs]}
+    return {
+        "argnames": ("call", "right", "name", "wrong"),
+        "argvalues": pairs,
+        "ids": [f"{label(one[0])}-{one[2]}" for one in pairs],
+    }
 
 
 def run(call, arguments):
@@ -665,10 +771,15 @@ def flattening():
     import onnx
 
     images, logits = (
-        onnx.helper.make_tensor_value_info(name, 1, ["batch", *sizes]) for name, sizes in (("images", (3, 32, 32)), ("logits", (3072,)))
+        onnx.helper.make_tensor_value_info(name, 1, ["batch", *sizes])
+        for name, sizes in (("images", (3, 32, 32)), ("logits", (3072,)))
     )
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Flatten", ["images"], ["logits"])], "flattening", [images], [logits])
-    return onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString()
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Flatten", ["images"], ["logits"])], "flattening", [images], [logits]
+    )
+    return onnx.helper.make_model(
+        graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]
+    ).SerializeToString()
 
 
 def began(*arguments, **options):
@@ -683,7 +794,9 @@ def test_each_bad_value_is_refused(call, right, name, wrong):
 
 @pytest.mark.parametrize(**named(DRAWN))
 @given(drawn=st.data())
-@settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 def test_what_is_drawn_is_refused(call, right, name, wrong, drawn):
     assert not complaint(call, right, name, drawn.draw(wrong.drawn))
 
@@ -707,14 +820,24 @@ def test_every_argument_is_tried():
     missing = []
     for module in WHOLE:
         for name, thing in vars(module).items():
-            if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__ or name in BUILT_BY_US:
+            if (
+                name.startswith("_")
+                or getattr(thing, "__module__", "") != module.__name__
+                or name in BUILT_BY_US
+            ):
                 continue
             if inspect.isfunction(thing) or inspect.isclass(thing) or hasattr(thing, "__wrapped__"):
-                missing += [f"{label(thing)}.{one}" for one in inspect.signature(thing).parameters if f"{label(thing)}.{one}" not in tried]
+                missing += [
+                    f"{label(thing)}.{one}"
+                    for one in inspect.signature(thing).parameters
+                    if f"{label(thing)}.{one}" not in tried
+                ]
     assert not missing
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**5_000), 1e308, -1e308, 2**53 + 1, Strange(), math.nan, "x" * 10**6], ids=range(8))
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**5_000), 1e308, -1e308, 2**53 + 1, Strange(), math.nan, "x" * 10**6], ids=range(8)
+)
 def test_the_checks_themselves_survive_anything(value):
     for check in (
         lambda: checks.number("it", value, 0, 1), lambda: checks.integer("it", value, 0, 1), lambda: checks.choice("it", value, "ab"),
@@ -727,8 +850,12 @@ def test_the_checks_themselves_survive_anything(value):
 
 
 def test_a_model_with_too_few_logits_and_one_without_logits(tmp_path):
-    with pytest.raises(ValueError, match=r"model must put out a logit for each of the 10 classes that data\.train has, got 7"):
-        training.fit(models.build("tiny_convnet", num_classes=7, width=0.1), good.data, epochs=1, progress=False)
+    with pytest.raises(
+        ValueError, match=r"model must put out a logit for each of the 10 classes that data\.train has, got 7"
+    ):
+        training.fit(
+            models.build("tiny_convnet", num_classes=7, width=0.1), good.data, epochs=1, progress=False
+        )
     for wrong in (nn.Identity(), nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.Flatten(0))):
         with pytest.raises(ValueError, match="model must map pictures to logits"):
             evaluation.evaluate(wrong, good.split)

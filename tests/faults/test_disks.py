@@ -20,8 +20,15 @@ def disk(tmp_path):
     """A disk of 4 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
-        pytest.skip("a small disk needs root and the right to mount: run the tests as root, outside a locked container")
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True
+        ).returncode
+    ):
+        pytest.skip(
+            "a small disk needs root and the right to mount: run the tests as root, outside a locked container"
+        )
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -61,7 +68,11 @@ def test_a_run_that_cannot_write_its_checkpoint_says_so_and_goes_on_from_the_las
     options = {"epochs": 3, "batch_size": 64, "progress": False}
     whole = small()
     fit(whole, data, **options)
-    break_ = {"full": lambda: fill(disk), "nearly full": lambda: fill(disk, 100_000), "locked": lambda: lock(disk)}[fault]
+    break_ = {
+        "full": lambda: fill(disk),
+        "nearly full": lambda: fill(disk, 100_000),
+        "locked": lambda: lock(disk),
+    }[fault]
     reason = "Read-only file system" if fault == "locked" else "No space left on device"
     with pytest.raises(OSError, match=rf"run\.safetensors could not be written \(.*{reason}.*still there"):
         fit(small(), data, checkpoint=path, callbacks=[After(2, break_)], **options)
@@ -70,14 +81,19 @@ def test_a_run_that_cannot_write_its_checkpoint_says_so_and_goes_on_from_the_las
     assert metadata["sha256"] == models.digest(tensors, metadata["record"])
     del tensors
     if fault == "locked":
-        with pytest.raises(OSError, match=r"run\.safetensors could not be written"):  # before anything is trained
+        with pytest.raises(
+            OSError, match=r"run\.safetensors could not be written"
+        ):  # before anything is trained
             fit(small(), data, checkpoint=path, callbacks=[After(1, pytest.fail)], **options)
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     else:
         (disk / "filler").unlink()
     resumed = small()
     fit(resumed, data, checkpoint=path, callbacks=[After(1, pytest.fail)], **options)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("fault", ["full", "nearly full", "locked"])
@@ -88,7 +104,9 @@ def test_other_files_stay_as_they_were(writer, fault, disk, monkeypatch):
     page.write_text("\n".join(("above", *results.MARKS, "below" * 20_000)))
     write = {
         "save": lambda: models.save(small(), disk / "file.safetensors"),
-        "append": lambda: results.append("file", *({"number": number, "text": "x" * 1_000} for number in range(500))),
+        "append": lambda: results.append(
+            "file", *({"number": number, "text": "x" * 1_000} for number in range(500))
+        ),
         "write_readme": lambda: results.write_readme(page),
     }[writer]
     write()
@@ -97,7 +115,12 @@ def test_other_files_stay_as_they_were(writer, fault, disk, monkeypatch):
         lock(disk)
     else:
         fill(disk, 0 if fault == "full" else 20_000)
-    with pytest.raises(OSError, match="Read-only file system" if fault == "locked" else r"file\..* could not be written \(.*No space left"):
+    with pytest.raises(
+        OSError,
+        match="Read-only file system"
+        if fault == "locked"
+        else r"file\..* could not be written \(.*No space left",
+    ):
         write()
     (disk / "filler").unlink(missing_ok=True) if fault != "locked" else None
     assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
@@ -144,7 +167,11 @@ def test_a_folder_of_somebody_else_is_named_at_once(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o555)
     for above in (folder, *folder.parents):
-        if above.stat().st_uid == 0 and not above.stat().st_mode & 0o001 and above.is_relative_to(tmp_path.parent.parent):
+        if (
+            above.stat().st_uid == 0
+            and not above.stat().st_mode & 0o001
+            and above.is_relative_to(tmp_path.parent.parent)
+        ):
             above.chmod(above.stat().st_mode | 0o011)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(AS_NOBODY), folder, str(pwd.getpwnam("nobody").pw_uid)],

@@ -32,7 +32,10 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     model = models.build("tiny_convnet", width=0.1)
     pruning.prune_once(model, 0.5)
-    paths = {storage: models.save(model, folder / f"{storage}.safetensors", storage=storage) for storage in STORAGES}
+    paths = {
+        storage: models.save(model, folder / f"{storage}.safetensors", storage=storage)
+        for storage in STORAGES
+    }
     paths["fit"] = folder / "fit.safetensors"
     resume(paths["fit"])
     return {kind: path.read_bytes() for kind, path in paths.items()}
@@ -73,8 +76,16 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(files, kind, tmp_path):
     header = 8 + struct.unpack("<Q", good[:8])[0]
     trials = 60 if kind == "fit" else 200
     places = [draws.randrange(header if number % 2 else len(good)) for number in range(trials)]
-    harmed = [good[:place] + bytes([good[place] ^ 1 << draws.randrange(8)]) + good[place + 1 :] for place in places]
-    harmed += [good[: draws.randrange(len(good))] for _ in range(20)] + [good + b"\0", good[:-1], good[8:], b"", good[:8]]
+    harmed = [
+        good[:place] + bytes([good[place] ^ 1 << draws.randrange(8)]) + good[place + 1 :] for place in places
+    ]
+    harmed += [good[: draws.randrange(len(good))] for _ in range(20)] + [
+        good + b"\0",
+        good[:-1],
+        good[8:],
+        b"",
+        good[:8],
+    ]
     refused = 0
     for content in harmed:
         path.write_bytes(content)
@@ -101,9 +112,13 @@ class Payload:
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_pickle_under_another_name_is_refused_and_runs_nothing(legacy, tmp_path):
     path, marker = tmp_path / "model.safetensors", tmp_path / "was here"
-    torch.save({"weight": torch.zeros(2), "harm": Payload(marker)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"weight": torch.zeros(2), "harm": Payload(marker)}, path, _use_new_zipfile_serialization=not legacy
+    )
     for call in (models.load, resume):
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated, altered or not a safetensors file"):
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors is truncated, altered or not a safetensors file"
+        ):
             call(path)
     path.write_bytes(pickle.dumps(Payload(marker)))
     for call in (models.load, resume):
@@ -145,11 +160,29 @@ def signed(path, tensors, metadata, **changes):
 
 def mutations(value, draws):
     """Yield the JSON value with one thing in it replaced, removed or added."""
-    hostile = [None, True, -1, 0, 1e308, float("nan"), 2**63, "", "__class__", [], {}, [[]], "a." * 2_000, 10**30, [10**9] * 4]
+    hostile = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        float("nan"),
+        2**63,
+        "",
+        "__class__",
+        [],
+        {},
+        [[]],
+        "a." * 2_000,
+        10**30,
+        [10**9] * 4,
+    ]
     places = []
 
     def walk(node):
-        for key, below in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        for key, below in (
+            node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        ):
             places.append((node, key))
             walk(below)
 
@@ -166,7 +199,10 @@ def mutations(value, draws):
             node[key] = node.pop(f"{key}.x")
 
 
-@pytest.mark.parametrize(("kind", "part"), [("dense", "recipe"), ("bitmask+zip", "recipe"), ("bitmask+zip", "packed"), ("fit", "record")])
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("dense", "recipe"), ("bitmask+zip", "recipe"), ("bitmask+zip", "packed"), ("fit", "record")],
+)
 def test_a_signed_header_that_lies_is_refused_by_name(files, kind, part, tmp_path):
     path = tmp_path / "lying.safetensors"
     path.write_bytes(files[kind])
@@ -176,11 +212,23 @@ def test_a_signed_header_that_lies_is_refused_by_name(files, kind, part, tmp_pat
     truth = json.loads(metadata[part])
     if kind == "fit":  # of the rows of finished epochs nothing can be known
         lies = [
-            f'{{"settings": {lie}, "history": {json.dumps(truth["history"])}}}' for lie in mutations(truth["settings"], random.Random(0))
+            f'{{"settings": {lie}, "history": {json.dumps(truth["history"])}}}'
+            for lie in mutations(truth["settings"], random.Random(0))
         ]
     else:
         lies = list(mutations(truth, random.Random(0)))
-    lies += ["", "[]", "null", "1", '"x"', "{}", "[" * 100_000, "{" * 9, '{"settings": {}, "history": 3}', '{"settings": 3, "history": []}']
+    lies += [
+        "",
+        "[]",
+        "null",
+        "1",
+        '"x"',
+        "{}",
+        "[" * 100_000,
+        "{" * 9,
+        '{"settings": {}, "history": 3}',
+        '{"settings": 3, "history": []}',
+    ]
     refused = 0
     for lie in lies:
         signed(path, tensors, metadata, **{part: lie})
@@ -197,7 +245,10 @@ def test_integers_in_the_place_of_weights_are_refused(files, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(files["dense"])
     metadata, tensors = read_safetensors(path)
-    tensors = {name: tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.clone() for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.view(torch.int32) if tensor.dtype == torch.float32 else tensor.clone()
+        for name, tensor in tensors.items()
+    }
     signed(path, tensors, metadata)  # the same bytes, so the same checksum
     with pytest.raises(CheckpointError, match="recipe does not describe the weights"):
         models.load(path)
@@ -238,7 +289,12 @@ def test_headers_that_claim_terabytes_take_no_memory(files, tmp_path):
     metadata, tensors = read_safetensors(paths[3])
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     recipe = json.loads(metadata["recipe"])
-    signed(paths[3], tensors, metadata, recipe=json.dumps(recipe | {"name": "vgg19_imagenet", "width": 16.0, "num_classes": 10**6}))
+    signed(
+        paths[3],
+        tensors,
+        metadata,
+        recipe=json.dumps(recipe | {"name": "vgg19_imagenet", "width": 16.0, "num_classes": 10**6}),
+    )
     paths[4].write_bytes(files["bitmask+zip"])
     metadata, tensors = read_safetensors(paths[4])
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -247,9 +303,13 @@ def test_headers_that_claim_terabytes_take_no_memory(files, tmp_path):
     packed[first]["shape"] = [2**14, 2**14]  # 1 GiB of weights, all zero: a few kilobytes of file
     pieces = {"mask": bytes(2**28 // 8), "values": b""}
     for piece, content in pieces.items():
-        tensors[f"{first}|{piece}"] = torch.from_numpy(np.frombuffer(zlib.compress(content, 9), np.uint8).copy())
+        tensors[f"{first}|{piece}"] = torch.from_numpy(
+            np.frombuffer(zlib.compress(content, 9), np.uint8).copy()
+        )
     save_file(tensors, paths[4], {**metadata, "packed": json.dumps(packed)})
     many = {f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)}
     header(paths[5], many)
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(LIMITED), *paths], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIMITED), *paths], capture_output=True, text=True, timeout=100
+    )
     assert done.stdout.splitlines() == ["True CheckpointError"] * len(paths), done.stderr[-2000:]

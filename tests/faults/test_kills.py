@@ -49,7 +49,12 @@ def check_export(folder, whole):
 
 
 @pytest.mark.parametrize(
-    ("job", "check"), [(children.train, check_checkpoint), (children.measure, check_benchmark), (children.convert, check_export)]
+    ("job", "check"),
+    [
+        (children.train, check_checkpoint),
+        (children.measure, check_benchmark),
+        (children.convert, check_export),
+    ],
 )
 def test_killed_twenty_times_it_ends_with_the_same_bits(job, check, tmp_path):
     whole, seconds = Child(job, tmp_path / "whole").finish()
@@ -107,7 +112,11 @@ def test_of_four_writers_none_loses_a_row_and_a_kill_tears_none(tmp_path):
     with (tmp_path / "table.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     for row in table:
-        assert row == {"writer": row["writer"], "number": row["number"], "text": f'a {row["writer"]} of, "{row["number"]}"\nlines'}
+        assert row == {
+            "writer": row["writer"],
+            "number": row["number"],
+            "text": f'a {row["writer"]} of, "{row["number"]}"\nlines',
+        }
     for name in {row["writer"] for row in table}:
         numbers = [int(row["number"]) for row in table if row["writer"] == name]
         assert numbers == list(range(rows if name in writers else len(numbers))), name

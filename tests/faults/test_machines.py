@@ -72,24 +72,40 @@ def test_another_number_of_threads_differs_by_rounding_only(here, tmp_path):
 
 def test_a_processor_without_avx_and_bf16(here, tmp_path):
     """oneDNN and PyTorch are told that the processor has nothing beyond SSE4.1, and ours that it computes in no bf16."""
-    hidden = "from helpers import evaluation\nevaluation.has_bf16 = lambda *_: False\n"  # /proc/cpuinfo would tell
-    found = everything(tmp_path / "run", before=hidden, ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41", DNNL_MAX_CPU_ISA="SSE41")
+    hidden = (
+        "from helpers import evaluation\nevaluation.has_bf16 = lambda *_: False\n"  # /proc/cpuinfo would tell
+    )
+    found = everything(
+        tmp_path / "run",
+        before=hidden,
+        ATEN_CPU_CAPABILITY="default",
+        ONEDNN_MAX_CPU_ISA="SSE41",
+        DNNL_MAX_CPU_ISA="SSE41",
+    )
     assert found[1] == pytest.approx(here[1], rel=0.05)  # bf16 there, fp32 here
 
 
 def test_another_systems_defaults(here, tmp_path):
     """Same seed, same bits; and Windows reads text in its own encoding unless told otherwise: none of our files may depend on it."""
     flags = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:helpers"]
-    assert everything(tmp_path / "run with a space, \u00e9", *flags, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") == here
+    assert (
+        everything(
+            tmp_path / "run with a space, \u00e9", *flags, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+        )
+        == here
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("flags: avx2 fma", False), ("flags: avx512_bf16", True), ("flags: amx_bf16", True), (None, False)]
+    ("text", "expected"),
+    [("flags: avx2 fma", False), ("flags: avx512_bf16", True), ("flags: amx_bf16", True), (None, False)],
 )
 def test_bf16_is_used_only_where_the_processor_says_so(text, expected, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(evaluation, "Path", lambda _: tmp_path / "cpuinfo")  # missing, as on Windows and macOS, where text is None
+    monkeypatch.setattr(
+        evaluation, "Path", lambda _: tmp_path / "cpuinfo"
+    )  # missing, as on Windows and macOS, where text is None
     assert evaluation.has_bf16.__wrapped__("cpu") is expected
 
 
@@ -117,7 +133,9 @@ def test_a_loaded_file_is_not_held_open(tmp_path):
         fit(model, data, epochs=epochs, batch_size=64, checkpoint=run, progress=False)
     for one in (path, run):
         assert str(one) not in maps.read_text()
-        assert str(one) not in {os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")}
+        assert str(one) not in {
+            os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")
+        }
 
 
 def test_paths_are_joined_not_pasted():

@@ -38,9 +38,18 @@ def test_the_learning_rate_stays_within_its_range_and_is_continuous(progress, lr
     assert abs(learning_rate(progress + 1e-6, lr, schedule, warmup) - here) <= 1e-6 * steepest * (1 + 1e-6)
 
 
-@given(st.floats(0, 0.999), st.floats(0, 1), st.floats(0, 0.9), st.floats(0.01, 1), st.floats(0.05, 8), st.floats(-1e9, 1e9))
+@given(
+    st.floats(0, 0.999),
+    st.floats(0, 1),
+    st.floats(0, 0.9),
+    st.floats(0.01, 1),
+    st.floats(0.05, 8),
+    st.floats(-1e9, 1e9),
+)
 @quickly
-def test_the_sparsity_is_exact_before_its_beginning_and_after_its_end(final, share, begin, length, power, progress):
+def test_the_sparsity_is_exact_before_its_beginning_and_after_its_end(
+    final, share, begin, length, power, progress
+):
     end = min(1.0, begin + length)
     assume(end > begin)
     schedule = PolynomialSchedule(final, final * share, begin, end, power)
@@ -75,9 +84,13 @@ def test_masks_depend_on_the_order_of_the_saliencies_alone(seed, sparsity, facto
     saliency = {"a": drawn(seed, 30).abs().float()}
     distinct = len(saliency["a"].mul(factor).unique()) == 30
     assume(distinct)
-    assert torch.equal(masks_for(saliency, sparsity)["a"], masks_for({"a": saliency["a"] * factor}, sparsity)["a"])
+    assert torch.equal(
+        masks_for(saliency, sparsity)["a"], masks_for({"a": saliency["a"] * factor}, sparsity)["a"]
+    )
     order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(masks_for({"a": saliency["a"][order]}, sparsity)["a"], masks_for(saliency, sparsity)["a"][order])
+    assert torch.equal(
+        masks_for({"a": saliency["a"][order]}, sparsity)["a"], masks_for(saliency, sparsity)["a"][order]
+    )
 
 
 # -- ranks and energies ------------------------------------------------------------------------------------------------
@@ -119,7 +132,10 @@ def test_a_budget_is_never_overspent(seed, budget, count, round_to):
     lowest = float(str(refused.value).split("at least ")[1].split(",")[0])  # four decimals
     assume(budget > lowest + 1e-4)
     table = low_rank.analyze(model, budget=budget, **options)
-    assert table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum() <= budget * table[count].sum() + 1e-9
+    assert (
+        table[f"factorized_{count}"].where(table["worthwhile"], table[count]).sum()
+        <= budget * table[count].sum() + 1e-9
+    )
 
 
 # -- losses and grids --------------------------------------------------------------------------------------------------
@@ -133,7 +149,9 @@ def test_the_loss_is_never_negative_and_does_not_mind_a_shift_of_the_logits(seed
     loss = distillation_loss(student, teacher, labels, temperature, alpha).item()
     noise = 1e-10 * max(1, temperature) ** 2 * alpha
     assert loss >= -noise
-    assert distillation_loss(student + 3, teacher - 5, labels, temperature, alpha).item() == pytest.approx(loss, rel=1e-6, abs=1e-9 + noise)
+    assert distillation_loss(student + 3, teacher - 5, labels, temperature, alpha).item() == pytest.approx(
+        loss, rel=1e-6, abs=1e-9 + noise
+    )
 
 
 @given(seeds, st.floats(1e-3, 1e6), st.floats(0, 1e30))
@@ -168,13 +186,24 @@ amounts = st.floats(1e-3, 1e6)
 @given(amounts, amounts, st.floats(0.01, 1), amounts, st.floats(0.1, 10))
 @quickly
 def test_what_one_side_saves_the_other_loses(before, after, utilization, volume, years):
-    case = Assumptions(inferences_per_day=volume, utilization=utilization, price_per_kwh=0.3, downloads_per_year=100, engineer_days=0)
+    case = Assumptions(
+        inferences_per_day=volume,
+        utilization=utilization,
+        price_per_kwh=0.3,
+        downloads_per_year=100,
+        engineer_days=0,
+    )
     large, small = (replace(good.network, latency_ms=latency, file_mb=latency) for latency in (before, after))
     there, back = business.saving(large, small, case, years), business.saving(small, large, case, years)
     assert there["net"] == pytest.approx(-back["net"])
     assert (there["net"] > 0) == (before > after)
-    assert business.saving(large, small, replace(case, engineer_days=1), years)["net"] < there["net"] or there["net"] > 1e12
-    assert business.processors(large, case) == pytest.approx(business.processors(small, case) * before / after)
+    assert (
+        business.saving(large, small, replace(case, engineer_days=1), years)["net"] < there["net"]
+        or there["net"] > 1e12
+    )
+    assert business.processors(large, case) == pytest.approx(
+        business.processors(small, case) * before / after
+    )
 
 
 @given(st.lists(st.tuples(amounts, amounts), min_size=1, max_size=3))

@@ -64,7 +64,11 @@ def test_nothing_is_unpickled_evaluated_or_run_through_a_shell(path):
             found = {name, name.split(".")[0]} & DANGEROUS
             assert not found or (path.name, name) in EXEMPT, f"{path.name}:{node.lineno} {name}"
         if isinstance(node, ast.keyword):
-            assert (node.arg, ast.unparse(node.value)) not in {("shell", "True"), ("allow_pickle", "True"), ("weights_only", "False")}
+            assert (node.arg, ast.unparse(node.value)) not in {
+                ("shell", "True"),
+                ("allow_pickle", "True"),
+                ("weights_only", "False"),
+            }
 
 
 def test_the_search_finds_what_it_looks_for():
@@ -86,7 +90,14 @@ def test_no_class_is_looked_up_for_a_pickle_while_training_saving_and_loading(tm
     try:
         model, pictures = models.build("tiny_convnet", width=0.1), load_data("digits", train_limit=64)
         for _ in range(2):  # the second goes on from the checkpoint
-            fit(model, pictures, epochs=1, batch_size=64, checkpoint=tmp_path / "run.safetensors", progress=False)
+            fit(
+                model,
+                pictures,
+                epochs=1,
+                batch_size=64,
+                checkpoint=tmp_path / "run.safetensors",
+                progress=False,
+            )
         models.load(models.save(model, tmp_path / "model.safetensors", storage="zip"))
         assert not seen
         torch.save(model, tmp_path / "whole.pt")
@@ -98,7 +109,9 @@ def test_no_class_is_looked_up_for_a_pickle_while_training_saving_and_loading(tm
 
 def test_every_file_is_written_through_atomic_path():
     """A write outside it could be left half done."""
-    writes = re.compile(r"\.(write_text|write_bytes|to_csv|savefig)$|^(save_file|torch\.save|nbformat\.write)$")
+    writes = re.compile(
+        r"\.(write_text|write_bytes|to_csv|savefig)$|^(save_file|torch\.save|nbformat\.write)$"
+    )
     exempt = {
         ("widgets.py", "png"),
         ("serving.py", "_pack"),
@@ -111,12 +124,17 @@ def test_every_file_is_written_through_atomic_path():
                 inner
                 for node in ast.walk(function)
                 if isinstance(node, ast.With)
-                and any("atomic_path" in ast.unparse(item) or "Temporary" in ast.unparse(item) for item in node.items)
+                and any(
+                    "atomic_path" in ast.unparse(item) or "Temporary" in ast.unparse(item)
+                    for item in node.items
+                )
                 for inner in ast.walk(node)
             }
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and writes.search(ast.unparse(node.func)) and node not in safe:
-                    assert (path.name, function.name) in exempt, f"{path.name}:{node.lineno} {ast.unparse(node)[:60]}"
+                    assert (path.name, function.name) in exempt, (
+                        f"{path.name}:{node.lineno} {ast.unparse(node)[:60]}"
+                    )
 
 
 # -- ports -------------------------------------------------------------------------------------------------------------
@@ -127,21 +145,42 @@ def test_no_address_is_open_to_all_and_no_token_is_switched_off():
     for path in files:
         text = path.read_text("utf-8")
         assert not re.search(r"0\.0\.0\.0|--ip[= ]['\"]?\*|\"::\"", text), path.name
-        assert not re.search(r"token=(''|\"\")|disable_token_auth\w*\s*=\s*[Tt]rue|--disable-token-auth|allow_unauthenticated", text), (
-            path.name
-        )
+        assert not re.search(
+            r"token=(''|\"\")|disable_token_auth\w*\s*=\s*[Tt]rue|--disable-token-auth|allow_unauthenticated",
+            text,
+        ), path.name
 
 
 def test_jupyterlab_as_the_makefile_starts_it_listens_on_loopback_only_and_wants_a_token(tmp_path):
-    line = next(line for line in (HOME / "Makefile").read_text("utf-8").splitlines() if "/jupyter lab" in line)
-    arguments = [word for word in shlex.split(line.split("jupyter lab")[1].replace("$(LAB_ARGS)", "")) if "default_url" not in word]
+    line = next(
+        line for line in (HOME / "Makefile").read_text("utf-8").splitlines() if "/jupyter lab" in line
+    )
+    arguments = [
+        word
+        for word in shlex.split(line.split("jupyter lab")[1].replace("$(LAB_ARGS)", ""))
+        if "default_url" not in word
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")}
-    environment |= {"JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "1", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", *arguments]
+    environment |= {
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_CONFIG_DIR": str(tmp_path),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "HOME": str(tmp_path),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        *arguments,
+    ]
     command += ["--allow-root", f"--ServerApp.root_dir={tmp_path}"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -149,7 +188,9 @@ def test_jupyterlab_as_the_makefile_starts_it_listens_on_loopback_only_and_wants
         assert _answer(server, f"http://127.0.0.1:{port}/api/status?token={token}", tmp_path / "log") == 200
         assert _answer(server, f"http://127.0.0.1:{port}/api/contents", tmp_path / "log") == 403
         process = psutil.Process(server.pid)
-        listening = [one for child in (process, *process.children(recursive=True)) for one in _listening(child)]
+        listening = [
+            one for child in (process, *process.children(recursive=True)) for one in _listening(child)
+        ]
         assert listening
         assert {one.laddr.ip for one in listening} <= {"127.0.0.1", "::1"}
     finally:
@@ -194,7 +235,9 @@ def test_an_archive_with_another_checksum_is_not_unpacked(tmp_path, monkeypatch)
     (served / data.CIFAR10_FOLDER / "data_batch_1").write_bytes(b"anything")
     with tarfile.open(served / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.add(served / data.CIFAR10_FOLDER, data.CIFAR10_FOLDER)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: Quiet(*arguments, directory=served))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *arguments: Quiet(*arguments, directory=served)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
     monkeypatch.setattr(data, "CIFAR10_URL", address)
@@ -211,7 +254,12 @@ def test_an_archive_with_another_checksum_is_not_unpacked(tmp_path, monkeypatch)
 def test_torchvision_lists_a_checksum_for_every_file_that_is_unpickled():
     from torchvision.datasets import CIFAR10
 
-    listed = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]], [CIFAR10.filename, CIFAR10.tgz_md5]]
+    listed = [
+        *CIFAR10.train_list,
+        *CIFAR10.test_list,
+        [CIFAR10.meta["filename"], CIFAR10.meta["md5"]],
+        [CIFAR10.filename, CIFAR10.tgz_md5],
+    ]
     assert len(listed) == 8
     assert all(re.fullmatch(r"[0-9a-f]{32}", md5) for _, md5 in listed)
     assert hashlib.md5(b"", usedforsecurity=False).hexdigest() not in {md5 for _, md5 in listed}
@@ -221,6 +269,8 @@ def test_what_is_installed_is_bounded_above():
     """An unbounded requirement takes whatever is published next; these few cannot break what we rely on."""
     lines = [line.strip() for line in Path(HOME / "requirements.txt").read_text("utf-8").splitlines()]
     loose = {
-        re.split(r"[<>=~!;\[ ]", line)[0] for line in lines if line and not line.startswith("#") and "<" not in line and "==" not in line
+        re.split(r"[<>=~!;\[ ]", line)[0]
+        for line in lines
+        if line and not line.startswith("#") and "<" not in line and "==" not in line
     }
     assert loose <= {"filelock", "psutil", "setuptools"}

@@ -1,0 +1,154 @@
+"""Files that are there whole or not at all, and safetensors with a checksum: nothing in them is executable.
+
+Knows nothing about networks: ``helpers.models`` says what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+LARGEST = 2**31  # bytes of one network in memory: what a file's header may claim
+
+
+WAY_OUT = "Way out: fetch the file anew, or train and save it again."
+
+
+class CheckpointError(ValueError):
+    """A model file is missing, truncated, altered or not one of ours; the message names it and the way out."""
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a safetensors file's metadata and tensors.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not safetensors.
+    """
+    try:
+        if path.stat().st_size > 8 * LARGEST:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size:,} bytes, more than any model of this project. {WAY_OUT}"
+            )
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()  # safe_open cannot be iterated
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. {WAY_OUT}") from None
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated, altered or not a safetensors file ({error}). {WAY_OUT}"
+        ) from error
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and metadata to a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; an older file of that name is left as it was.
+    """
+    with atomic_path(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(str(error)) from error
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """Say which weights a file of ``save`` holds: "sha256:" and the first ten digits of the checksum in it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # the header alone
+            found = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing, truncated or not a safetensors file ({error}). {WAY_OUT}"
+        ) from error
+    if not found:
+        raise CheckpointError(f"{path} holds no checksum: it was not written by models.save. {WAY_OUT}")
+    return f"sha256:{found[:10]}"
+
+
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256 of ``text`` and of every tensor with its name, in hexadecimal."""
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+
+    The file is flushed to disk before the rename, so a crash, a kill or a full disk leaves either the
+    old file or the new one, never half of one.
+
+    Raises:
+        OSError: the folder cannot be created or written, or the disk is full; the message names ``path``.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with _named(path, part):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(
+                f".{glob.escape(path.name)}.*.part"
+            ):  # by a process that was killed while it wrote
+                writer = left.name.split(".")[-2]
+                if writer.isdigit() and not psutil.pid_exists(int(writer)):
+                    left.unlink(missing_ok=True)
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # a writer may have made the file anew, for nobody else to read
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def writable(path: Path) -> None:
+    """Raise now what ``atomic_path`` would raise later, after hours of training: make the folder, and a file in it.
+
+    Raises:
+        OSError: the folder cannot be created or written; the message names ``path``.
+    """
+    with _named(path, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextmanager
+def _named(path: Path, part: Path) -> Iterator[None]:
+    """Have an OSError of writing ``path`` name it; one about another file passes as it is."""
+    try:
+        yield
+    except OSError as error:
+        if (
+            error.filename is not None
+            and Path(error.filename) not in (part, *path.parents)
+            and part not in Path(error.filename).parents
+        ):
+            raise
+        reason = error.strerror or str(error)
+        text = f"{path} could not be written ({reason}); what was there before is still there"
+        raise (OSError(error.errno, text) if error.errno else OSError(text)) from error
