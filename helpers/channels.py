@@ -42,7 +42,7 @@ def prune_channels(
 
     Args:
         model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
-            channels cannot go one by one: grouped convolutions, and what group normalisation follows.
+            channels cannot go one by one: on both sides of a grouped convolution, before group normalisation.
         example: an input it takes, for example 1 x 3 x 32 x 32.
         ratio: share of each layer's channels to remove, or {layer name: share}; layers it does not name keep
             theirs. Of layers that are tied to each other, the smallest share given for any of them counts.
@@ -99,9 +99,8 @@ def _refusing(sentence: str) -> Iterator[None]:
 
 def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, ...]) -> dict[str, float]:
     """Return {layer: share that may go}, 0 where all stay; others follow the layers they are tied to."""
-    layers, classifier = prunable(model), _classifier(model)
-    kept = [name for name, layer in model.named_modules() if name == classifier or _only_together(layer)]
-    kept += set(layers) - set(prunable(model, skip))
+    layers, free, classifier = prunable(model), prunable(model, skip), _classifier(model)
+    kept = [name for name in layers if name not in free or name == classifier]
     if not isinstance(ratio, dict):
         return dict.fromkeys(layers, ratio) | dict.fromkeys(kept, 0.0)
     if not ratio:
@@ -114,10 +113,10 @@ def _classifier(model: nn.Module) -> str | None:
     return next((n for n, layer in [*model.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
 
 
-def _only_together(layer: nn.Module) -> bool:
-    return 1 < getattr(layer, "groups", 1) < getattr(layer, "out_channels", 1) or (
-        isinstance(layer, nn.GroupNorm) and layer.num_groups > 1
-    )
+def _divided(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups > 1
+    return 1 < getattr(layer, "groups", 1) < getattr(layer, "out_channels", 1)  # a depthwise one has as many
 
 
 def _groups(graph: Any, shares: dict[str, float], score: Callable) -> list[tuple[Any, Tensor, float]]:
@@ -127,7 +126,7 @@ def _groups(graph: Any, shares: dict[str, float], score: Callable) -> list[tuple
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
         tied = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
         share = min((given[layer] for layer in tied if layer in given), default=0.0)
-        if share > 0:
+        if share > 0 and not any(_divided(dep.target.module) for dep, _ in group):
             scores = score(group)
             if scores is None:
                 raise ValueError('importance "batchnorm" needs a normalisation behind each of its layers')
@@ -194,7 +193,7 @@ def sensitivity(
 
 @checked
 def ratios_by_sensitivity(scan: Scan, tolerance: Share) -> dict[str, float]:
-    """Return for each layer the largest ratio that alone costs at most ``tolerance`` of recalibrated accuracy.
+    """Return for each layer the largest ratio that alone costs at most ``tolerance``, recalibrated.
 
     Args:
         scan: what ``sensitivity`` returned.

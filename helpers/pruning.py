@@ -85,7 +85,7 @@ def _known(argument: str, names: Iterable[str], layers: Iterable[str]) -> None:
 
 @checked
 def masks_for(saliency: types.by_name(Tensor), sparsity: Share, scope: Scope = "global") -> dict[str, Tensor]:
-    """Return masks (True is kept) that give up the least important weights, round(sparsity * weights) of them.
+    """Return masks (True is kept) that give up the least important round(sparsity * weights) weights.
 
     Args:
         saliency: by layer name, the importance of each weight, of the weight's shape.
@@ -255,7 +255,7 @@ class GradualPruner(Callback):
 
 @checked
 def sparsity_table(model: nn.Module) -> pd.DataFrame:
-    """Count the zeros: a row per Conv2d and Linear: layer, shape, parameters, zeros, sparsity (share of 1)."""
+    """Count the zeros: a row per Conv2d and Linear: layer, shape, parameters, zeros, sparsity (of 1)."""
     rows = [(name, tuple(w.shape), w.numel(), int((w == 0).sum())) for name, w in prunable(model).items()]
     table = pd.DataFrame(rows, columns=["layer", "shape", "parameters", "zeros"])
     return table.assign(sparsity=table["zeros"] / table["parameters"])
