@@ -13,7 +13,7 @@ from helpers import models, pruning, quantization
 from helpers.benchmark import peers, recipes, results, run
 from helpers.benchmark.__main__ import listed, parser
 from helpers.benchmark.recipes import NETWORKS, Lab, Recipe, gradual
-from helpers.benchmark.run import Bench, plan, run_all
+from helpers.benchmark.bench import Bench, plan, run_all
 from helpers.data import HOME, load_data
 from helpers.evaluation import paired
 from helpers.files import fingerprint

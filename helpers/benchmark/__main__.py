@@ -1,6 +1,7 @@
-"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` only some; ``--list`` says what is there.
+"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` some.
 
-``--data digits --out somewhere`` tries everything out in minutes. ``--engine ray`` spreads the runs over a Ray cluster, and
+``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes. ``--engine ray``
+spreads the runs over a Ray cluster, and
 ``accelerate launch -m helpers.benchmark ...`` spreads one run over several processes.
 """
 
@@ -16,9 +17,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from helpers.benchmark import results, speed
+from helpers.benchmark import page, results, speed
+from helpers.benchmark.bench import Bench, Job, finished, plan, run_all
 from helpers.benchmark.recipes import NETWORKS
-from helpers.benchmark.run import Bench, Job, finished, plan, remeasure, run, run_all, scan
+from helpers.benchmark.run import remeasure, run, scan
 from helpers.data import HOME
 
 MORE = {
@@ -37,7 +39,7 @@ def attempt(job: Job, bench: Bench, again: bool = False) -> str:
 
 
 def on_ray(jobs: Sequence[Job], bench: Bench, address: str | None) -> list[str]:
-    """Run jobs that need nothing of each other on a Ray cluster, or on one started here; its nodes must see this folder."""
+    """Run jobs that need nothing of each other on a Ray cluster, whose nodes must see this folder."""
     import ray
     from joblib import Parallel, delayed, parallel_config
     from ray.util.joblib import register_ray
@@ -139,7 +141,7 @@ def main() -> None:
     if "speed" in names:
         speed.race_all(bench)
     if bench.out is None and results.state().is_main_process:
-        results.write_readme()
+        page.write_readme()
     sys.exit("\n".join([f"{len(failed)} runs failed:", *failed]) if failed else 0)
 
 

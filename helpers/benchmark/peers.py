@@ -1,4 +1,4 @@
-"""What well-known libraries make of the same task: changes for recipes, so that everybody starts and is trained alike."""
+"""What well-known libraries make of the same task: changes for recipes, so that all start and train alike."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settled(model: nn.Module) -> nn.Module:
 
 
 def as_few_macs(ours: Change) -> Change:
-    """torch-pruning's own pruner: the same share of each layer's channels, down to as many MACs as ``ours`` at most."""
+    """torch-pruning's own pruner: the same share of each layer's channels, down to the MACs of ``ours``."""
 
     def change(model: nn.Module, lab: object) -> nn.Module:
         import torch_pruning
@@ -60,7 +60,7 @@ def as_few_macs(ours: Change) -> Change:
 
 
 def tucker(times: float) -> Change:
-    """tensorly's Tucker-2 decomposition (Kim 2016): ``times`` fewer parameters, the same share of ranks in each convolution."""
+    """tensorly's Tucker-2 (Kim 2016): ``times`` fewer parameters, the same share of ranks in each convolution."""
 
     def change(model: nn.Module, lab: object) -> nn.Module:
         model = copy.deepcopy(model)
@@ -91,7 +91,7 @@ def tucker(times: float) -> Change:
         fitting = [step / 100 for step in range(1, 100) if parameters(step / 100) <= goal]
         if not fitting:
             raise ValueError(
-                f"model must get down to {goal:,.0f} parameters by its convolutions, got {rest:,} outside them"
+                f"model must get down to {goal:,.0f} parameters by its convolutions, got {rest:,} beside them"
             )
         for name, layer in layers.items():
             model.set_submodule(name, _tucker(layer, *ranks(layer, fitting[-1])))
@@ -125,7 +125,7 @@ def _tucker(layer: nn.Conv2d, out: int, into: int) -> nn.Sequential:
 
 
 def on_grid(model: nn.Module, bits: int = 8) -> float:
-    """Return the share of non-zero Conv2d and Linear weights that lie on their channel's ``bits``-bit grid."""
+    """Return the share of non-zero Conv2d and Linear weights that lie on their channel's grid."""
     on = total = 0
     for weight in pruning.prunable(model).values():
         weight = weight.detach()

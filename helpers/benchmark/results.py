@@ -1,8 +1,7 @@
-"""What was measured: tables of one schema each, every network's answers to every picture, and the one query that compares them.
+"""What was measured: tables of one schema each, each network's answers, and the query that compares.
 
-data/results/networks.csv has a row per network, seed and file format; scans.csv one per layer and ratio; speed.csv one per race with
-another library. Each row says which command made it, with which commit, on which processor, when. In data/results/answers lies the
-class that each network gave each picture.
+data/results/networks.csv has a row per network, seed and file format; scans.csv one per layer and ratio;
+speed.csv one per race with another library. Each row says which command made it, where and when. In data/results/answers lies the class that each network gave each picture.
 """
 
 from __future__ import annotations
@@ -39,9 +38,10 @@ PUBLISHED = HOME / "data" / "results"
 PROVENANCE = ("command", "commit", "device", "threads", "seed", "date", "versions")
 SCHEMA = {
     "networks": (
-        "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds", "weights", "parameters",
-        "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes", "correct", "total", "agreeing", "latency_ms",
-        "latency_low_ms", "latency_high_ms", "reference_ms", "memory_mb", *PROVENANCE,
+        "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds",
+        "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes", "correct", "total",
+        "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms", "reference_ms", "memory_mb",
+        *PROVENANCE,
     ),
     "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),
     "speed": ("what", "unit", "ours", "theirs", "ratio", "library", *PROVENANCE),
@@ -49,23 +49,19 @@ SCHEMA = {
 IMAGENET_VGG19_BYTES = (
     4 * 143_667_240
 )  # torchvision's VGG-19 with its 4096-wide classifier: what most claims are made against
-MARKS = (
-    "<!-- results: written by helpers.benchmark.results from data/results -->",
-    "<!-- end of results -->",
-)
 TableName = Annotated[str, Field(pattern=f"^({'|'.join(SCHEMA)})$")]
 
 
 def state() -> PartialState:
-    """Return which process this is, of how many, and on which device ``fit`` trains; heeds ACCELERATE_USE_CPU before any ``fit``."""
+    """Return which process this is, of how many, and on which device ``fit`` trains."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-# -- where a row comes from ------------------------------------------------------------------------------------------
+# -- where a row comes from -------------------------------------------------------------------------------
 
 
 def provenance(seed: int = 0) -> dict[str, object]:
-    """Return the columns that every row ends with. Where a GPU trains, ``device`` names both: latencies are the CPU's."""
+    """Return the columns that every row ends with; ``device`` names the GPU and the CPU that was timed."""
     device, processor = state().device, describe_device("cpu")
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
@@ -75,12 +71,12 @@ def provenance(seed: int = 0) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "versions": f"python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}",
+        "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
     }
 
 
 def describe_device(device: str | torch.device = "cpu") -> str:
-    """Name the processor that ``device`` stands for, for example "cpu" or "cuda:0", and what it can do with 8-bit numbers."""
+    """Name the processor that ``device`` stands for ("cpu", "cuda:0"), and its units for 8-bit numbers."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.get_device_name(device)
@@ -97,9 +93,13 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     return ", ".join([name, f"{os.cpu_count()} cores", *units])
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")}
+
+
 @functools.cache
 def commit() -> str:
-    """Return the commit that was checked out when it was first asked for, with a + if helpers had changed since."""
+    """Return the commit checked out when it was first asked for, with a + if helpers had changed since."""
     git = ["git", "-C", str(HOME)]
     options = {"capture_output": True, "text": True, "check": True}
     try:
@@ -110,7 +110,7 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------
+# -- tables -----------------------------------------------------------------------------------------------
 
 
 @checked
@@ -123,7 +123,7 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
     for row in rows:
         if set(row) != set(SCHEMA[name]):
             raise ValueError(
-                f"rows must have the columns {', '.join(SCHEMA[name])}; differing: {set(row) ^ set(SCHEMA[name])}"
+                f"rows must have the columns {', '.join(SCHEMA[name])}; not {set(row) ^ {*SCHEMA[name]}}"
             )
     path = folder / f"{name}.csv"
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,15 +164,13 @@ def row(
     own = rows[(rows["network"] == name) & (rows["format"] == format)]
     own = own if seed is None else own[own["seed"] == seed]
     if own.empty:
-        raise ValueError(
-            f"name must be of a network that has a row for {format!r}, got {name!r}: python -m helpers.benchmark {name}"
-        )
+        raise ValueError(f"name must be of a network that has a row for {format!r}, got {name!r}")
     return own.sort_values("seed").iloc[0]
 
 
 @checked
 def by_seed(folder: AnyPath = PUBLISHED, **arms: str) -> pd.DataFrame:
-    """Return accuracies in percent, a row per seed that every arm has, a column per arm: ``by_seed(alone="micro12_alone", ...)``."""
+    """Return accuracies in percent: a row per seed that all have, a column per arm (name=network)."""
     rows = latest(folder)
     rows = rows[rows["format"] == "torch"].set_index(["network", "seed"])
     share = 100 * rows["correct"] / rows["total"]
@@ -187,13 +185,16 @@ def accuracy(row: pd.Series) -> Accuracy:
     return Accuracy(int(row["correct"]), int(row["total"]))
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------
 
 
 def answers_path(row: Mapping, folder: Path = PUBLISHED) -> Path:
-    """Return where the answers of a row's network lie: named by network, seed, format and the first digits of its weights."""
-    name = f"{row['network']}-{row['seed']}-{str(row['format']).replace(' ', '_')}-{str(row['weights']).removeprefix('sha256:')}"
-    return folder / "answers" / f"{name}.npy"
+    """Return where a row's answers lie, by network, seed, format and the first digits of the weights."""
+    parts = (
+        str(row[key]).replace(" ", "_").removeprefix("sha256:")
+        for key in ("network", "seed", "format", "weights")
+    )
+    return folder / "answers" / f"{'-'.join(parts)}.npy"
 
 
 def keep_answers(row: Mapping, classes: Tensor, folder: Path = PUBLISHED) -> None:
@@ -209,7 +210,7 @@ def answers(row: Mapping, folder: Path = PUBLISHED) -> Tensor | None:
     return torch.from_numpy(np.load(path, allow_pickle=False)).long() if path.exists() else None
 
 
-# -- the one query ---------------------------------------------------------------------------------------------------
+# -- the one query ----------------------------------------------------------------------------------------
 
 
 @checked
@@ -221,9 +222,9 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
         folder: where the tables lie.
 
     Returns:
-        The last row of each network, seed and format, and: times_smaller (bytes of the reference, in float32, over those of this
-        file; zipped where it is int8), times_faster, reference_correct, points (ahead of the reference), and p_value (exact McNemar
-        test on the same pictures; NaN where the answers of one were not kept).
+        The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
+        over those of this file, zipped where it is int8), times_faster, reference_correct, points (ahead of
+        the reference), p_value (exact McNemar test on the same pictures; NaN where answers were not kept).
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
@@ -255,20 +256,6 @@ def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
     return found
 
 
-@functools.cache
-def labels() -> Tensor:
-    """Return the true classes of CIFAR-10's test pictures, from the file beside the answers: it needs no pictures."""
-    path = PUBLISHED / "answers" / "labels.npy"
-    return torch.from_numpy(np.load(path)).long() if path.exists() else load_data("cifar10").test.labels
-
-
-# -- README ----------------------------------------------------------------------------------------------------------
-
-COLUMNS = {  # of README's tables: column, and how its numbers are written
-    "times smaller": "{:.1f}", "against 575 MB": "{:.0f}", "points": "{:+.2f}", "paired p": "{:.2g}", "times faster": "{:.1f}",
-}  # fmt: skip
-
-
 @checked
 def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
     """Return ``beside`` for people: a row per network and format, the mean where there are several seeds.
@@ -279,8 +266,9 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
         folder: where the tables lie.
 
     Returns:
-        network, format, epochs, seeds, accuracy (percent, and k of n for a single seed), points (against the reference), spread (their
-        standard deviation over seeds), paired p (of the first seed), times smaller, times faster.
+        network, format, epochs, seeds, accuracy (percent; k of n for a single seed), points (against the
+        reference), spread (their standard deviation over seeds), paired p (of the first seed), times smaller,
+        times faster.
     """
     every = beside(names, folder)
     rows = []
@@ -305,69 +293,8 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
     return pd.DataFrame(rows)
 
 
-def series_table(folder: Path = PUBLISHED) -> pd.DataFrame:
-    """Return README's table: the labelled recipes that have rows, as the file that would be shipped and in int8.
-
-    Returns:
-        model, times smaller, against 575 MB (the same file against torchvision's VGG-19 for ImageNet), accuracy, points, paired p,
-        times faster, usually claimed.
-    """
-    from helpers.benchmark.recipes import NETWORKS
-
-    rows, table = [], compared(folder=folder)
-    for name, recipe in NETWORKS.items():
-        shown = (
-            ("torch", "onnx int8") if "pruned" in recipe.label else ("onnx", "onnx int8")
-        )  # zeros are stored by PyTorch's file alone
-        for form in shown if recipe.label and len(table) else ():
-            for row in table[(table["network"] == name) & (table["format"] == form)].to_dict("records"):
-                row["model"] = recipe.label + (", int8" if form == "onnx int8" else "")
-                row["against 575 MB"] = row["times smaller"] * IMAGENET_VGG19_BYTES / (4 * 20_040_522)
-                row["usually claimed"] = (
-                    "{:g} x, -{:g} points, {:g} x".format(*recipe.claimed) if recipe.claimed else ""
-                )
-                rows.append(row)
-    return pd.DataFrame(rows, columns=["model", "accuracy", *COLUMNS, "usually claimed"])
-
-
-def markdown(folder: Path = PUBLISHED) -> str:
-    """Return README's results section, made from the tables alone."""
-    rows, speed = latest(folder), read("speed", folder)
-    lines = []
-    for _, row in rows[
-        rows["network"].isin(["teacher", "resnet50"]) & (rows["format"] == "torch")
-    ].iterrows():
-        who = "**Teacher**, VGG-19" if row["network"] == "teacher" else "**Begun**, ResNet-50"
-        lines.append(
-            f"- {who}, last trained for {row['epochs']} epochs on {row['device']}: {accuracy(row)} on the test split."
-        )
-    for _, row in speed[speed["what"] == "training VGG-19"].tail(1).iterrows():
-        lines.append(
-            f"- **The loop** trains VGG-19 at {row['ours']:.1f} pictures/s on {row['device']}, {row['ratio']:.2f} times as fast as "
-            f"{row['library']} ({row['theirs']:.1f})."
-        )
-    every = compared(folder=folder)
-    every = every[~every["network"].str.startswith(("curve_", "grid_"))] if len(every) else every
-    details = "<details><summary>Every network and every file of it</summary>"
-    return "\n".join(
-        [*lines, "", _page(series_table(folder)), "", details, "", _page(every), "", "</details>"]
-    )
-
-
-def _page(table: pd.DataFrame) -> str:
-    shown = table.copy().astype(object)
-    for column, form in {**COLUMNS, "spread": "{:.2f}"}.items():
-        if column in shown:
-            shown[column] = ["" if pd.isna(value) else form.format(value) for value in table[column]]
-    return shown.fillna("").to_markdown(index=False, disable_numparse=True)
-
-
-@checked
-def write_readme(path: AnyPath = HOME / "README.md") -> None:
-    """Put ``markdown()`` between the README's two results marks."""
-    page = path.read_text("utf-8")
-    if page.count(MARKS[0]) != 1 or MARKS[1] not in page.partition(MARKS[0])[2]:
-        raise ValueError(f"path must be a page with the two results marks, got {str(path)!r}")
-    before, rest = page.split(MARKS[0])
-    with atomic_path(path) as part:
-        part.write_text(f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", "utf-8")
+@functools.cache
+def labels() -> Tensor:
+    """Return the true classes of CIFAR-10's test pictures, from the file beside the answers."""
+    path = PUBLISHED / "answers" / "labels.npy"
+    return torch.from_numpy(np.load(path)).long() if path.exists() else load_data("cifar10").test.labels

@@ -1,4 +1,4 @@
-"""How fast the helpers are beside what people would use otherwise: ``python -m helpers.benchmark speed``. Timed on a CPU."""
+"""How fast the helpers are beside what people would use otherwise, on a CPU: ``... helpers.benchmark speed``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from helpers import low_rank, models, pruning
 from helpers.benchmark import results
-from helpers.benchmark.run import Bench
+from helpers.benchmark.bench import Bench
 from helpers.data import CIFAR10_MEAN, CIFAR10_STD, cifar10_root, load_data
 from helpers.training import Callback, Run, fit
 
@@ -51,7 +51,7 @@ Found = Iterator[tuple]  # the arguments of _row
 
 
 def training(bench: Bench) -> Found:
-    """Time fit against the loop of PyTorch's CIFAR-10 tutorial: DataLoader with transforms, two workers, float32, SGD."""
+    """Time fit against the loop of PyTorch's CIFAR-10 tutorial: DataLoader, two workers, float32, SGD."""
     from torchvision import transforms
     from torchvision.datasets import CIFAR10
 
