@@ -1,8 +1,8 @@
 """Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` some.
 
-``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes. ``--engine ray``
-spreads the runs over a Ray cluster, and
-``accelerate launch -m helpers.benchmark ...`` spreads one run over several processes.
+``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes.
+``--engine ray`` spreads the runs over a Ray cluster, ``accelerate launch -m helpers.benchmark ...`` one run
+over several processes.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Bench:
     """Where runs read and write, and what they do otherwise than the recipes say.
 
     Attributes:
-        out: folder for rows, networks and unfinished runs. Default: data/, and build/ for what is not shipped.
+        out: folder for rows, networks and unfinished runs. Default: data/, and build/ for the rest.
         data: "cifar10", or "digits": a trial, on networks an eighth as wide, 256 pictures and one epoch.
         epochs: instead of the recipe's.
     """

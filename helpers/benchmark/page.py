@@ -29,8 +29,7 @@ def series_table(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Return README's table: the labelled recipes that have rows, as the file to be shipped and in int8.
 
     Returns:
-        model, accuracy, times smaller, against 575 MB (the same file against torchvision's VGG-19 for ImageNet),
-        points, paired p, times faster, usually claimed.
+        model, accuracy, times smaller, against 575 MB (torchvision's VGG-19 for ImageNet), points, paired p, times faster, usually claimed.
     """
     rows, table = [], compared(folder=folder)
     for name, recipe in NETWORKS.items():
@@ -57,12 +56,13 @@ def markdown(folder: Path = PUBLISHED) -> str:
     ].iterrows():
         who = "**Teacher**, VGG-19" if row["network"] == "teacher" else "**Begun**, ResNet-50"
         lines.append(
-            f"- {who}, last trained for {row['epochs']} epochs on {row['device']}: {accuracy(row)} of the test split."
+            f"- {who}, last trained for {row['epochs']} epochs on {row['device']}: "
+            f"{accuracy(row)} of the test split."
         )
     for _, row in speed[speed["what"] == "training VGG-19"].tail(1).iterrows():
         lines.append(
-            f"- **The loop** trains VGG-19 at {row['ours']:.1f} pictures/s on {row['device']}, {row['ratio']:.2f} times "
-            f"as fast as {row['library']} ({row['theirs']:.1f})."
+            f"- **The loop** trains VGG-19 at {row['ours']:.1f} pictures/s on {row['device']}, "
+            f"{row['ratio']:.2f} times as fast as {row['library']} ({row['theirs']:.1f})."
         )
     every = compared(folder=folder)
     every = every[~every["network"].str.startswith(("curve_", "grid_"))] if len(every) else every

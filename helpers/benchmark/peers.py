@@ -60,7 +60,7 @@ def as_few_macs(ours: Change) -> Change:
 
 
 def tucker(times: float) -> Change:
-    """tensorly's Tucker-2 (Kim 2016): ``times`` fewer parameters, the same share of ranks in each convolution."""
+    """tensorly's Tucker-2 (Kim 2016): ``times`` fewer parameters, the same share of ranks in each layer."""
 
     def change(model: nn.Module, lab: object) -> nn.Module:
         model = copy.deepcopy(model)

@@ -1,7 +1,7 @@
 """What was measured: tables of one schema each, each network's answers, and the query that compares.
 
 data/results/networks.csv has a row per network, seed and file format; scans.csv one per layer and ratio;
-speed.csv one per race with another library. Each row says which command made it, where and when. In data/results/answers lies the class that each network gave each picture.
+speed.csv one per race with another library. Each row says which command made it, where and when.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PROVENANCE = ("command", "commit", "device", "threads", "seed", "date", "version
 SCHEMA = {
     "networks": (
         "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds",
-        "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes", "correct", "total",
-        "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms", "reference_ms", "memory_mb",
+        "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes",
+        "correct", "total", "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms", "reference_ms", "memory_mb",
         *PROVENANCE,
     ),
     "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),

@@ -1,4 +1,4 @@
-"""How fast the helpers are beside what people would use otherwise, on a CPU: ``... helpers.benchmark speed``."""
+"""How fast the helpers are beside what people would use otherwise; timed on a CPU."""
 
 from __future__ import annotations
 
