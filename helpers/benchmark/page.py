@@ -29,7 +29,8 @@ def series_table(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Return README's table: the labelled recipes that have rows, as the file to be shipped and in int8.
 
     Returns:
-        model, accuracy, times smaller, against 575 MB (torchvision's VGG-19 for ImageNet), points, paired p, times faster, usually claimed.
+        model, accuracy, times smaller, against 575 MB (VGG-19 for ImageNet), points, paired p, times faster,
+        usually claimed.
     """
     rows, table = [], compared(folder=folder)
     for name, recipe in NETWORKS.items():

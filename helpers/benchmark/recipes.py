@@ -118,6 +118,7 @@ TEACHERS = {
         fit=AGAIN,
         seeds=(1,),
         prepare=least_sure(24 / 45, 8 / 45),
+        label="the network they are made from",
         exports=EVERYWHERE,
     ),
     "teacher": after(

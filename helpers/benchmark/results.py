@@ -40,8 +40,8 @@ SCHEMA = {
     "networks": (
         "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds",
         "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes",
-        "correct", "total", "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms", "reference_ms", "memory_mb",
-        *PROVENANCE,
+        "correct", "total", "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms",
+        "reference_ms", "memory_mb", *PROVENANCE,
     ),
     "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),
     "speed": ("what", "unit", "ours", "theirs", "ratio", "library", *PROVENANCE),
@@ -228,7 +228,11 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
-    return pd.DataFrame([row | _against(row, rows, folder) for row in chosen.to_dict("records")])
+    found = [row | _against(row, rows, folder) for row in chosen.to_dict("records")]
+    return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
+
+
+AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value")
 
 
 def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
