@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from helpers import models, pruning, quantization
-from helpers.benchmark import peers, recipes, results, run
+from helpers.benchmark import changes, peers, results, run
 from helpers.benchmark.__main__ import listed, parser
-from helpers.benchmark.recipes import NETWORKS, Lab, Recipe, gradual
 from helpers.benchmark.bench import Bench, plan, run_all
+from helpers.benchmark.changes import Lab, gradual
+from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import HOME, load_data
 from helpers.evaluation import paired
 from helpers.files import fingerprint
@@ -74,13 +75,13 @@ class TestRecipes:
 
     def test_changes_follow_each_other(self):
         seen = []
-        change = recipes.then(lambda m, lab: seen.append(1) or m, lambda m, lab: seen.append(lab) or m)
+        change = changes.then(lambda m, lab: seen.append(1) or m, lambda m, lab: seen.append(lab) or m)
         assert change("model", "lab") == "model"
         assert seen == [1, "lab"]
 
     def test_smaller_pictures_are_means(self):
         data = load_data("digits", train_limit=20)
-        smaller = recipes.at_pixels(16)(data, None, 0)
+        smaller = changes.at_pixels(16)(data, None, 0)
         means = data.test.images.float().reshape(-1, 3, 16, 2, 16, 2).mean((3, 5))
         assert (smaller.test.images.float() - means).abs().max() <= 0.5
         assert smaller.train.images.shape[2:] == (16, 16)
@@ -89,9 +90,9 @@ class TestRecipes:
         data = load_data("digits", train_limit=200)
         torch.manual_seed(0)
         model = models.build("tiny_convnet", width=0.2)
-        chosen = recipes.least_sure(0.5, 0.1)(data, model, 0).train
+        chosen = changes.least_sure(0.5, 0.1)(data, model, 0).train
         assert len(chosen) == 120
-        sure = recipes.predict(model, data.train, precision="auto").softmax(1).amax(1)
+        sure = changes.predict(model, data.train, precision="auto").softmax(1).amax(1)
         images = {image.numpy().tobytes() for image in chosen.images}
         assert all(
             image.numpy().tobytes() in images for image in data.train.images[sure.argsort(stable=True)[:100]]
@@ -227,7 +228,6 @@ class TestRun:
             for b in page.split("```python\n")
             if b.startswith("from helpers.benchmark.recipes import NETWORKS")
         )
-        monkeypatch.setattr(recipes, "NETWORKS", NETWORKS)
         before = dict(NETWORKS)
         try:
             exec(block.split("```")[0], {})
@@ -356,7 +356,20 @@ def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line():
 
 def test_readme_names_commands_that_the_parser_takes():
     assert parser().parse_args(
-        ["pruned95", "rank6", "--data", "digits", "--out", "x", "--seeds", "0", "1", "--engine", "ray", "--list"]
+        [
+            "pruned95",
+            "rank6",
+            "--data",
+            "digits",
+            "--out",
+            "x",
+            "--seeds",
+            "0",
+            "1",
+            "--engine",
+            "ray",
+            "--list",
+        ]
     ).names == ["pruned95", "rank6"]
 
 

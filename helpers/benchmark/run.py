@@ -15,8 +15,9 @@ from torch import nn
 from helpers import models, profiling, pruning
 from helpers.benchmark import results
 from helpers.benchmark.bench import SHIPPED, Bench
+from helpers.benchmark.changes import Lab
 from helpers.benchmark.measuring import record
-from helpers.benchmark.recipes import NETWORKS, Lab, Recipe
+from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import Data, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
