@@ -113,7 +113,7 @@ class TestPlan:
     def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
         assert plan(["teacher", "rank6", "lossless", "pruned95", "micro"], Bench()) == {}
         monkeypatch.setitem(NETWORKS, "rank6", replace(NETWORKS["rank6"], epochs=5))
-        with pytest.raises(ValueError, match="out must be given for rank6: .* is published"):
+        with pytest.raises(ValueError, match=r"out must be given for rank6: .* is published"):
             plan(["rank6"], Bench())
 
     @pytest.mark.parametrize("otherwise", [{"data": "digits"}, {"epochs": 1}])

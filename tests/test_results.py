@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.benchmark import page as readme
 from helpers.benchmark import results
 from helpers.benchmark.results import SCHEMA
 from helpers.data import HOME
@@ -60,7 +61,8 @@ def test_two_processes_lose_no_row(folder):
     script = """
         import sys
         from pathlib import Path
-        from helpers.benchmark import results
+        from helpers.benchmark import page as readme
+from helpers.benchmark import results
         for number in range(20):
             row = {column: "" for column in results.SCHEMA["speed"]} | {"what": sys.argv[2], "ours": number}
             results.append("speed", [row], Path(sys.argv[1]))
@@ -178,19 +180,19 @@ def test_provenance_names_this_machine():
 
 
 def test_the_readme_shows_what_the_files_say():
-    _, rest = (HOME / "README.md").read_text().split(results.MARKS[0])
-    assert rest.split(results.MARKS[1])[0].strip() == results.markdown().strip()
+    _, rest = (HOME / "README.md").read_text().split(readme.MARKS[0])
+    assert rest.split(readme.MARKS[1])[0].strip() == readme.markdown().strip()
 
 
 def test_a_page_without_its_marks_is_refused_and_the_rest_of_it_stays(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="path must be a page with the two results marks"):
-        results.write_readme(page)
+        readme.write_readme(page)
     assert page.read_text() == "no marks"
-    page.write_text("\n".join(["above", *results.MARKS, "below"]))
-    results.write_readme(page)
+    page.write_text("\n".join(["above", *readme.MARKS, "below"]))
+    readme.write_readme(page)
     text = page.read_text()
-    assert text.startswith("above\n" + results.MARKS[0])
-    assert text.endswith(results.MARKS[1] + "\nbelow")
+    assert text.startswith("above\n" + readme.MARKS[0])
+    assert text.endswith(readme.MARKS[1] + "\nbelow")
     assert "| pruned, 95% zeros |" in text

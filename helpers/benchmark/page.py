@@ -53,7 +53,7 @@ def markdown(folder: Path = PUBLISHED) -> str:
     rows, speed = latest(folder), read("speed", folder)
     lines = []
     for _, row in rows[
-        rows["network"].isin(["teacher", "resnet50"]) & (rows["format"] == "torch")
+        rows["network"].isin(["teacher", "resnet50_teacher"]) & (rows["format"] == "torch")
     ].iterrows():
         who = "**Teacher**, VGG-19" if row["network"] == "teacher" else "**Begun**, ResNet-50"
         lines.append(

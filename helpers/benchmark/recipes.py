@@ -107,7 +107,6 @@ def after(lr: float, epochs: int, **settings: object) -> Recipe:
 OWN = {"exports": TORCH}  # measured in PyTorch alone
 TAUGHT = {"teacher": "teacher2"}  # by what they are made from
 PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
-RESNET = {"exports": TORCH, "reference": "resnet50"}
 
 TEACHERS = {
     "teacher1": Recipe(start="vgg19", epochs=15, fit=FIRST, reference="teacher1", **OWN),
@@ -130,10 +129,16 @@ TEACHERS = {
         file="vgg19",
         **OWN,
     ),
-    "resnet50_16": Recipe(start="resnet50", epochs=8, fit=FIRST, prepare=at_pixels(16), **RESNET),
-    "resnet50_32": Recipe(start="resnet50_16", epochs=1, fit=AGAIN, pictures=32_000, **RESNET),
-    "resnet50_24": Recipe(start="resnet50_32", epochs=4, fit=AGAIN, prepare=at_pixels(24), **RESNET),
-    "resnet50": Recipe(start="resnet50_24", epochs=3, fit=AGAIN, **RESNET),
+    "resnet50_16": Recipe(
+        start="resnet50", epochs=8, fit=FIRST, prepare=at_pixels(16), reference="resnet50_16", **OWN
+    ),
+    "resnet50_32": Recipe(
+        start="resnet50_16", epochs=1, fit=AGAIN, pictures=32_000, reference="resnet50_32", **OWN
+    ),
+    "resnet50_24": Recipe(
+        start="resnet50_32", epochs=4, fit=AGAIN, prepare=at_pixels(24), reference="resnet50_24", **OWN
+    ),
+    "resnet50_teacher": Recipe(start="resnet50_24", epochs=3, fit=AGAIN, reference="resnet50_teacher", **OWN),
 }
 STUDENTS = {
     "tiny45": Recipe(start="tiny_convnet", teacher="rank6", epochs=45, fit=PATIENT),
