@@ -104,7 +104,7 @@ def after(lr: float, epochs: int, **settings: object) -> Recipe:
 
 # -- the networks -----------------------------------------------------------------------------------------
 
-OWN = {"exports": TORCH}  # measured in PyTorch alone
+OWN, ONNX = {"exports": TORCH}, {"exports": DEPLOYED[1:]}  # in PyTorch alone; in ONNX Runtime alone
 TAUGHT = {"teacher": "teacher2"}  # by what they are made from
 PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
 
@@ -141,12 +141,13 @@ TEACHERS = {
     "resnet50_teacher": Recipe(start="resnet50_24", epochs=3, fit=AGAIN, reference="resnet50_teacher", **OWN),
 }
 STUDENTS = {
-    "tiny45": Recipe(start="tiny_convnet", teacher="rank6", epochs=45, fit=PATIENT),
+    "tiny45": Recipe(start="tiny_convnet", teacher="rank6", epochs=45, fit=PATIENT, **ONNX),
     "tiny": Recipe(
         start="tiny45",
         teacher="rank6",
         epochs=30,
         fit=further(0.05),
+        **ONNX,
         label="distilled TinyConvNet",
         claimed=(20, 1.4, 8.1),
     ),
@@ -155,10 +156,11 @@ STUDENTS = {
         teacher="rank6",
         epochs=45,
         fit=PATIENT,
+        **ONNX,
         file="vgg19_micro_convnet",
         label="distilled MicroConvNet",
     ),
-    "micro_alone": Recipe(start="micro_convnet", epochs=45, fit=PATIENT),
+    "micro_alone": Recipe(start="micro_convnet", epochs=45, fit=PATIENT, **ONNX),
 }
 PAIRS = {"epochs": 12, "seeds": (0, 1, 2), **OWN}
 SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0, 1, 2), **OWN}
@@ -185,7 +187,7 @@ COMPRESSED = {
     "dense": after(0.01, 3, **TAUGHT, **OWN),
     "pruned95_short": after(0.01, 1, callbacks=gradual(0.95), **OWN),
     "pruned90": after(
-        0.01, 3, **TAUGHT, callbacks=gradual(0.9, end=0.5), label="pruned, 90% zeros", claimed=PRUNED
+        0.01, 3, **TAUGHT, callbacks=gradual(0.9, end=0.5), **OWN, label="pruned, 90% zeros", claimed=PRUNED
     ),
     "pruned95": after(
         0.01,
@@ -197,7 +199,7 @@ COMPRESSED = {
         claimed=PRUNED,
     ),
     "pruned98": after(
-        0.01, 3, **TAUGHT, callbacks=gradual(0.98, end=0.5), label="pruned, 98% zeros", claimed=PRUNED
+        0.01, 3, **TAUGHT, callbacks=gradual(0.98, end=0.5), **OWN, label="pruned, 98% zeros", claimed=PRUNED
     ),
     "pruned95_at_once": after(0.01, 3, **TAUGHT, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "channels20": after(
@@ -215,18 +217,19 @@ COMPRESSED = {
         start="rank6",
         **TAUGHT,
         callbacks=gradual(0.6),
+        **ONNX,
         file="vgg19_lossless",
         label="combined, nearly lossless",
         claimed=COMBINED,
     ),
-    "combined75": after(0.02, 6, start="channels20", **TAUGHT, callbacks=gradual(0.75)),
+    "combined75": after(0.02, 6, start="channels20", **TAUGHT, callbacks=gradual(0.75), **ONNX),
     "combined": after(
         0.005,
         2,
         start="combined75",
         **TAUGHT,
         callbacks=gradual(0.8),
-        exports=EVERYWHERE,
+        exports=EVERYWHERE[1:],
         file="vgg19_combined",
         label="combined, smallest",
         claimed=COMBINED,
@@ -250,15 +253,17 @@ CURVE = {
 BRIEF = {**TAUGHT, "pictures": 12_800}
 ORDERS = {  # the same three steps in another order; the last rounding is the export's
     "order_factorize": after(0.005, 1, change=rank(4), **BRIEF, **OWN),
-    "order_factorize_prune": after(0.005, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF),
+    "order_factorize_prune": after(
+        0.005, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
+    ),
     "order_prune": after(0.005, 1, callbacks=gradual(0.6), **BRIEF, **OWN),
-    "order_prune_factorize": after(0.005, 1, start="order_prune", change=rank(4), **BRIEF),
+    "order_prune_factorize": after(0.005, 1, start="order_prune", change=rank(4), **BRIEF, **ONNX),
     "order_round_factorize": after(0.005, 1, change=then(rounded(8), rank(4)), **BRIEF, **OWN),
     "order_round_factorize_prune": after(
-        0.005, 1, start="order_round_factorize", callbacks=gradual(0.6), **BRIEF
+        0.005, 1, start="order_round_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
     ),
 }
-BRIEFER = {**TAUGHT, "pictures": 6_400}
+BRIEFER = {**TAUGHT, "pictures": 6_400, **ONNX}
 PEERS = {  # our methods and those of well-known libraries, from the same network, trained on alike
     "zeros_torch": after(0.005, 1, change=peers.torch_prune(0.9), finish=peers.settled, **BRIEFER),
     "zeros_ours": after(0.005, 1, callbacks=gradual(0.9), **BRIEFER),
