@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from helpers.benchmark import results
-from helpers.benchmark.recipes import NETWORKS, Recipe
+from helpers.benchmark.recipes import DEPLOYED, NETWORKS, Recipe
 from helpers.data import HOME, Data, load_data
 from helpers.files import fingerprint
 from helpers.types import Count, checked
@@ -29,7 +29,8 @@ class Bench:
 
     Attributes:
         out: folder for rows, networks and unfinished runs. Default: data/, and build/ for the rest.
-        data: "cifar10", or "digits": a trial, on networks an eighth as wide, 256 pictures and one epoch.
+        data: "cifar10", or "digits": a trial, on networks an eighth as wide, 256 pictures, one epoch, and in the
+            formats of PyTorch and ONNX alone.
         epochs: instead of the recipe's.
     """
 
@@ -89,6 +90,10 @@ class Bench:
             return 0
         return self.epochs or (1 if self.trial else recipe.epochs)
 
+    def formats(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the file formats that are written and measured."""
+        return tuple(form for form in recipe.exports if not self.trial or form in DEPLOYED)
+
     def pictures(self, recipe: Recipe, seed: int) -> Data:
         """Return the pictures that a recipe is trained on and measured with."""
         return load_data(self.data, train_limit=256 if self.trial else recipe.pictures, seed=seed)
@@ -107,7 +112,7 @@ def finished(job: Job, bench: Bench) -> bool:
     ):
         if parent != name:
             own = own[own[column] == bench.mark(parent)]
-    return set(recipe.exports) <= set(own["format"])
+    return set(bench.formats(recipe)) <= set(own["format"])
 
 
 def plan(names: Iterable[str], bench: Bench, seeds: Sequence[int] | None = None) -> dict[Job, set[Job]]:

@@ -60,7 +60,7 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
     reference = path if own_reference else bench.file(recipe.reference)
     expected, rows, files = predict(model, split).argmax(1), [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for form in recipe.exports:
+        for form in bench.formats(recipe):
             if form == "torch":
                 answers, measured = expected, _torch(model, path, reference, split, bench)
             else:
