@@ -29,8 +29,8 @@ class Bench:
 
     Attributes:
         out: folder for rows, networks and unfinished runs. Default: data/, and build/ for the rest.
-        data: "cifar10", or "digits": a trial, on networks an eighth as wide, 256 pictures, one epoch, and in the
-            formats of PyTorch and ONNX alone.
+        data: "cifar10", or "digits": a trial, on networks a quarter as wide, 256 pictures and one epoch, in
+            PyTorch and ONNX alone.
         epochs: instead of the recipe's.
     """
 

@@ -35,7 +35,7 @@ def run(name: str, seed: int, bench: Bench) -> None:
     if recipe.start in NETWORKS and recipe.start != name:
         model = models.load(bench.file(recipe.start))
     else:
-        model = models.build(recipe.start, len(data.classes), width=0.125 if bench.trial else 1.0)
+        model = models.build(recipe.start, len(data.classes), width=0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
     model = recipe.change(model, Lab(data, lambda: scan(recipe.start, "channel", bench)))
     row = {
