@@ -87,7 +87,8 @@ class Checkpoint(Callback):
 
     def _restore(self, run: Run, tensors: dict[str, Tensor]) -> None:
         def under(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            return {name.removeprefix(prefix): tensor.clone() for name, tensor in found.items()}
 
         weights = [weight for group in run.optimizer.param_groups for weight in group["params"]]
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from helpers import evaluation
+from helpers.types import NotNegative, ShareBelowOne, checked
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steep near 0, near 1 above
 
@@ -26,12 +29,13 @@ class Muon(torch.optim.Optimizer):
         orthogonal: whether weights of two or more dimensions, seen as outputs x rest, are orthogonalised.
     """
 
+    @checked
     def __init__(
         self,
-        params: object,
-        lr: float = 0.1,
-        momentum: float = 0.6,
-        weight_decay: float = 0.0,
+        params: Iterable,
+        lr: NotNegative = 0.1,
+        momentum: ShareBelowOne = 0.6,
+        weight_decay: NotNegative = 0.0,
         orthogonal: bool = True,
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": orthogonal}
@@ -50,8 +54,7 @@ class Muon(torch.optim.Optimizer):
                 move = gradient.add(state["momentum_buffer"], alpha=group["momentum"])
                 if matrix:
                     weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))
-                    still = move == 0  # as in SGD, no gradient, no move: a pruned weight stays zero
-                    move = orthogonalize(move.flatten(1)).view(weight.shape).masked_fill(still, 0)
+                    move = orthogonalize(move.flatten(1)).view(weight.shape)
                 weight.add_(move, alpha=-group["lr"])
 
 
