@@ -88,9 +88,8 @@ class PictureHandler:
                 raise self.Refused(
                     413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
                 )
-            image, size = image.convert("RGB"), self.settings["size"]
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            size = self.settings["size"]
+            image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)  # as it is, if it has that size
         except self.Refused:
             raise
         except Image.DecompressionBombError:
