@@ -1,7 +1,8 @@
-"""Out of PyTorch: each function writes a file, runs it in the target's own runtime, and compares with PyTorch on real pictures.
+"""Out of PyTorch: each function writes a file, runs it in its own runtime, and compares on real pictures.
 
-If the answers differ too much, ExportError says by how much and nothing is left behind. ``logits``, ``accuracy``, ``latency`` and
-``peak_memory`` then measure any .onnx, .tflite or .pte file in the same way. ``helpers.deploy`` has what stands behind.
+If the answers differ too much, ExportError says by how much and nothing is left behind. ``logits``,
+``accuracy``, ``latency`` and ``peak_memory`` then measure any .onnx, .tflite or .pte file in the same way.
+``helpers.deploy`` has what stands behind.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from torch import nn
 
 from helpers.data import Split, batches
 from helpers.deploy.coreml import coreml_logits, to_coreml
-from helpers.deploy.measures import accuracy, latencies, latency, logits, onnx_profile, peak_memory, zipped_bytes
+from helpers.deploy.measures import (
+    accuracy,
+    latencies,
+    latency,
+    logits,
+    onnx_profile,
+    peak_memory,
+    zipped_bytes,
+)
 from helpers.deploy.phone import parse_benchmark_model, parse_executor_runner, phone_commands, run_on_phone
 from helpers.deploy.runtimes import existing, litert_scales, onnx_session, open_session
 from helpers.deploy.torchserve import archive_labels, serving, to_torchserve
@@ -25,10 +34,11 @@ from helpers.deploy.writing import AGREEMENT, TOLERANCE, ExportError, Pictures, 
 from helpers.types import AnyPath, Share, checked, path
 
 __all__ = [
-    "AGREEMENT", "TOLERANCE", "ExportError", "accuracy", "archive_labels", "coreml_logits", "latencies", "latency",
-    "litert_scales", "logits", "onnx_accuracy", "onnx_latency", "onnx_logits", "onnx_profile", "onnx_session",
-    "open_session", "parse_benchmark_model", "parse_executor_runner", "peak_memory", "phone_commands", "quantize_onnx",
-    "run_on_phone", "serving", "to_coreml", "to_executorch", "to_litert", "to_onnx", "to_torchserve", "zipped_bytes",
+    "AGREEMENT", "TOLERANCE", "ExportError", "accuracy", "archive_labels", "coreml_logits", "latencies",
+    "latency", "litert_scales", "logits", "onnx_accuracy", "onnx_latency", "onnx_logits", "onnx_profile",
+    "onnx_session", "open_session", "parse_benchmark_model", "parse_executor_runner", "peak_memory",
+    "phone_commands", "quantize_onnx", "run_on_phone", "serving", "to_coreml", "to_executorch",
+    "to_litert", "to_onnx", "to_torchserve", "zipped_bytes",
 ]  # fmt: skip
 
 OnnxPath, LitertPath, ExecutorchPath = path(".onnx"), path(".tflite"), path(".pte")
@@ -48,7 +58,8 @@ def to_onnx(model: nn.Module, path: OnnxPath, pictures: Pictures | None = None) 
         The path.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed; the message says how to. So with each format.
+        ImportError: onnx, onnxscript or onnxruntime is not installed; the message says how to. So with each
+            format.
         ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs.
     """
     with writing(path, model, pictures, "onnxruntime") as (frozen, part):
@@ -75,14 +86,14 @@ def quantize_onnx(
     *,
     agreement: Share | None = None,
 ) -> Path:
-    """Quantize an ONNX network to int8, statically: weights per channel, activations by their range (Jacob 2018).
+    """Quantize an ONNX network to int8: weights per channel, activations by their range (static; Jacob 2018).
 
     Args:
         source: a file written by ``to_onnx``, or a model, which is written so first.
         path: ending in .onnx.
         calibration: a few hundred training pictures. Default: 200 of ``load_data("auto")``.
-        pictures: what to compare with ``source`` on. Default: ``calibration`` if given, else 200 test pictures of
-            ``load_data("auto")``.
+        pictures: what to compare with ``source`` on. Default: ``calibration`` if given, else 200 test
+            pictures of ``load_data("auto")``.
         agreement: share of ``pictures`` that must keep their class. Default: 0.99.
 
     Returns:
@@ -97,7 +108,9 @@ def quantize_onnx(
         if isinstance(source, nn.Module):
             source = to_onnx(source, Path(folder) / "float.onnx", pictures)
         existing(source, ".onnx", name="source")
-        feeds = ({"images": images.contiguous().numpy()} for images, _ in batches(some(calibration, "train"), 50))
+        feeds = (
+            {"images": images.contiguous().numpy()} for images, _ in batches(some(calibration, "train"), 50)
+        )
         with writing(path, source, pictures, "onnxruntime", expect=logits, share=share) as (original, part):
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
             from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -128,11 +141,11 @@ def to_litert(
     calibration: Pictures | None = None,
     agreement: Share | None = None,
 ) -> Path:
-    """Write ``model`` for LiteRT (formerly TensorFlow Lite), one picture at a time, and check it with ai-edge-litert.
+    """Write ``model`` for LiteRT (formerly TensorFlow Lite), one picture at a time; check it with its runtime.
 
-    With ``int8`` everything in the file is an integer, pictures and logits included: weights per channel, activations by
-    their range on ``calibration`` (static quantization by litert-torch's PT2E flow; Jacob 2018). The file says by which
-    scale its inputs and outputs are rounded, and ``logits`` heeds that.
+    With ``int8`` everything in the file is an integer, pictures and logits included: weights per channel,
+    activations by their range on ``calibration`` (static quantization by litert-torch's PT2E flow; Jacob
+    2018). The file says by which scale its inputs and outputs are rounded, and ``logits`` heeds that.
 
     Args:
         model: maps normalised pictures, B x 3 x 32 x 32, to logits.
@@ -140,15 +153,15 @@ def to_litert(
         pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
         int8: quantize.
         calibration: a few hundred training pictures, for ``int8``. Default: 200 of ``load_data("auto")``.
-        agreement: share of ``pictures`` that must keep their class in ``int8``. Default: 0.99; the smaller a network,
-            the more of them are close calls.
+        agreement: share of ``pictures`` that must keep their class in ``int8``. Default: 0.99; the smaller a
+            network, the more of them are close calls.
 
     Returns:
         The path.
 
     Raises:
-        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; with ``int8``, fewer of the
-            pictures than ``agreement`` get PyTorch's class.
+        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; with ``int8``,
+            fewer of the pictures than ``agreement`` get PyTorch's class.
     """
     for name, value in {"calibration": calibration, "agreement": agreement}.items():
         if value is not None and not int8:
@@ -168,7 +181,7 @@ def to_litert(
 
 @checked
 def to_executorch(model: nn.Module, path: ExecutorchPath, pictures: Pictures | None = None) -> Path:
-    """Write ``model`` for ExecuTorch with XNNPACK's CPU kernels, one picture at a time, and check it with its runtime.
+    """Write ``model`` for ExecuTorch with XNNPACK's CPU kernels, one picture at a time; check it likewise.
 
     Args:
         model: maps normalised pictures, B x 3 x 32 x 32, to logits.
@@ -191,11 +204,11 @@ def to_executorch(model: nn.Module, path: ExecutorchPath, pictures: Pictures | N
     return path
 
 
-# -- inside ----------------------------------------------------------------------------------------------------------
+# -- inside --------------------------------------------------------------------------------------------------
 
 
+# The network rounded to int8 by litert-torch's PT2E flow, and the setting its converter wants.
 def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object]:
-    """Round ``model`` to int8 by litert-torch's PT2E flow; return it, and the setting its converter wants."""
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -208,8 +221,8 @@ def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object
     return convert_pt2e(observed, fold_quantize=False), QuantConfig(pt2e_quantizer=quantizer)
 
 
+# Whether the processor multiplies int8 without saturating: x86 without VNNI does not, others do.
 def _has_vnni() -> bool:
-    """Whether the processor multiplies int8 without saturating (x86 without VNNI does not; others do)."""
     info = Path("/proc/cpuinfo")
     if not info.exists():  # Windows, macOS: nobody to ask, so an x86 counts as one without
         return platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686")

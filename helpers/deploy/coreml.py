@@ -1,8 +1,8 @@
 """Core ML: a .mlpackage for iPhones and Macs. Converting works on any system; only macOS can run the result.
 
-Elsewhere the package is read back from disk, and its operations are computed with PyTorch from the weights that stand in
-it. That shows that the file holds the right network, not how Apple's runtime rounds it. The macOS branch was not run by
-us on a Mac.
+Elsewhere the package is read back from disk, and its operations are computed with PyTorch from the weights
+that stand in it. That shows that the file holds the right network, not how Apple's runtime rounds it. The
+macOS branch was not run by us on a Mac.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ def to_coreml(
     weights: Literal["float16", "int8", "palettized"] = "float16",
     agreement: Share | None = None,
 ) -> Path:
-    """Write ``model`` as a Core ML program (.mlpackage, iOS 16 and later), one picture at a time, and check it.
+    """Write ``model`` as a Core ML program (.mlpackage, iOS 16 and later), one picture at a time; check it.
 
-    On macOS, Core ML's own predictions are compared with PyTorch's. Elsewhere the package is read back from disk, and its
-    operations, computed with PyTorch in single precision from the stored weights, must give PyTorch's classes.
+    On macOS, Core ML's own predictions are compared with PyTorch's. Elsewhere the package is read back from
+    disk, and its operations, computed with PyTorch in single precision from the stored weights, must give
+    PyTorch's classes.
 
     Args:
         model: maps normalised pictures, B x 3 x 32 x 32, to logits.
         path: ending in .mlpackage, which is a folder.
         pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
-        weights: how they are stored. "float16"; "int8": per channel, symmetric; "palettized": 6-bit indices into 64
-            values per layer, found by k-means (Han 2016, section 3). Layers of up to 2,048 weights stay in float16.
-            Arithmetic is in float16.
+        weights: how they are stored. "float16"; "int8": per channel, symmetric; "palettized": 6-bit indices
+            into 64 values per layer, found by k-means (Han 2016, section 3). Layers of up to 2,048 weights
+            stay in float16. Arithmetic is in float16.
         agreement: share of ``pictures`` that must keep their class. Default: 0.99.
 
     Returns:
@@ -95,7 +96,7 @@ def coreml_logits(path: Package, pictures: Pictures) -> Tensor:
     return _answers(existing(path), pictures)
 
 
-# -- inside ----------------------------------------------------------------------------------------------------------
+# -- inside --------------------------------------------------------------------------------------------------
 
 
 def _stored_as(weights: str, program: Any) -> Any:
@@ -104,7 +105,10 @@ def _stored_as(weights: str, program: Any) -> Any:
     if weights == "float16":
         return program
     if weights == "int8":
-        shrink, setting = optimize.linear_quantize_weights, optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+        shrink, setting = (
+            optimize.linear_quantize_weights,
+            optimize.OpLinearQuantizerConfig(mode="linear_symmetric"),
+        )
     else:
         shrink, setting = optimize.palettize_weights, optimize.OpPalettizerConfig(mode="kmeans", nbits=6)
     return shrink(program, optimize.OptimizationConfig(global_config=setting))
@@ -121,11 +125,13 @@ def _answers(path: Path, pictures: Split) -> Tensor:
         return torch.from_numpy(package.predict({"images": image.contiguous().numpy()})["logits"])
 
     with torch.no_grad():
-        return torch.cat([(compute or predict)(images) for images, _ in batches(pictures, 1 if ON_MAC else 25)])
+        return torch.cat(
+            [(compute or predict)(images) for images, _ in batches(pictures, 1 if ON_MAC else 25)]
+        )
 
 
+# The program in a package, as a function of pictures that PyTorch computes in single precision.
 def _program(package: Any, path: Path) -> Callable[[Tensor], Tensor]:
-    """Turn the program in a package into a function of pictures, which PyTorch computes in single precision."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = package.get_spec()
@@ -152,14 +158,13 @@ def _program(package: Any, path: Path) -> Callable[[Tensor], Tensor]:
     return compute
 
 
+# A constant of the file, unpacked: a tensor if it holds real numbers, else plain Python values.
 def _stored(variable: Any) -> Any:
-    """Return a constant of the file, unpacked: a tensor if it holds real numbers, else plain Python values."""
     value = np.asarray(variable.op.materialized_val_inference() if variable.val is None else variable.val)
     return torch.from_numpy(value.astype(np.float32)) if value.dtype.kind == "f" else value.tolist()
 
 
 def _padded(a: dict) -> Tensor:
-    """Pad ``x`` as a convolution or pooling says: Core ML lists top, bottom, left, right."""
     top, bottom, left, right = a["pad"] if a.get("pad_type", "custom") == "custom" else (0, 0, 0, 0)
     return pad(a["x"], (left, right, top, bottom))
 
@@ -185,8 +190,8 @@ _OPERATIONS: dict[str, Callable[[dict], Tensor]] = {
 def _atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder of the same name that takes ``path``'s place when the block ends well.
 
-    A folder cannot replace another in one step. So the older one is first put aside, under a name with this process's
-    number; whoever is killed before the second step leaves it there, and ``_mend`` puts it back.
+    A folder cannot replace another in one step. So the older one is first put aside, under a name with this
+    process's number; whoever is killed before the second step leaves it there, and ``_mend`` puts it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path, os.getpid())  # what bears our own number is left from an earlier process of that number
@@ -201,11 +206,9 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
         _mend(path, os.getpid())
 
 
+# Puts back a package that was put aside, if nothing has taken its place, and clears what else is left of writers
+# that no longer live, or have the process number ``own``.
 def _mend(path: Path, own: int | None = None) -> None:
-    """Put back a package that was put aside, if nothing has taken its place, and clear what else is left of writers.
-
-    Of writers that no longer live, or have the process number ``own``.
-    """
     for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):  # .older comes before .part
         *_, writer, end = left.name.split(".")
         if end not in ("older", "part") or not writer.isdigit():

@@ -1,4 +1,4 @@
-"""What an exported file costs, and what it is worth: logits, accuracy, latency, memory and bytes, each in its own runtime on the CPU."""
+"""What an exported file gives and costs, in its own runtime on the CPU: accuracy, latency, memory, bytes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def logits(
 
 @checked
 def accuracy(path: AnyPath, split: Pictures) -> Accuracy:
-    """Measure top-1 accuracy of an exported network (.onnx, .tflite or .pte) on ``split``, in its own runtime."""
+    """Measure top-1 accuracy of an exported network (.onnx, .tflite or .pte) on ``split``: see ``logits``."""
     return Accuracy(int((logits(path, split).argmax(1) == split.labels).sum()), len(split))
 
 
@@ -72,7 +72,8 @@ def latencies(
 ) -> dict[str, dict]:
     """Time exported networks in their own runtimes on the CPU, in turns, after a warm-up, on random pictures.
 
-    In turns, what else the machine does falls on all of them alike: time a network and its reference in one call.
+    In turns, what else the machine does falls on all of them alike: time a network and its reference in one
+    call.
 
     Args:
         paths: the files by name, ending in .onnx, .tflite or .pte.
@@ -85,28 +86,34 @@ def latencies(
     """
     for file in paths.values():
         if existing(file).suffix != ".onnx" and batch_size != 1:
-            raise ValueError(f"batch_size must be 1 for {file}, which takes one picture at a time; got {batch_size}")
+            raise ValueError(
+                f"batch_size must be 1 for {file}, which takes one picture at a time; got {batch_size}"
+            )
     facts = {"batch": batch_size, "threads": thread_count(threads), "repeats": repeats}
     images = example(batch_size).numpy()
     runs = {name: functools.partial(open_session(file, threads), images) for name, file in paths.items()}
     return {name: timed | facts for name, timed in time_in_turns(runs, repeats).items()}
 
 
-def latency(path: AnyPath, *, threads: Threads | None = None, batch_size: Count = 1, repeats: Repeats = 100) -> dict:
+def latency(
+    path: AnyPath, *, threads: Threads | None = None, batch_size: Count = 1, repeats: Repeats = 100
+) -> dict:
     """Time one exported network: see ``latencies``."""
     return latencies({"path": path}, threads=threads, batch_size=batch_size, repeats=repeats)["path"]
 
 
 @checked
 def peak_memory(path: AnyPath) -> dict[str, float]:
-    """Measure the memory of a fresh process that loads an exported network and classifies one picture on one thread.
+    """Measure the memory of a fresh process that loads an exported network and classifies one picture.
 
     Args:
         path: ending in .onnx, .tflite or .pte.
 
     Returns:
-        peak_mb: the most MB (10^6 bytes) the process had resident, Python and the runtime included. baseline_mb: the
-        same, just after it had imported the runtime (for .pte that is PyTorch too, which ExecuTorch's module needs).
+        peak_mb: the most MB (10^6 bytes) the process had resident, Python and the runtime included.
+            baseline_mb: the
+        same, just after it had imported the runtime (for .pte that is PyTorch too, which ExecuTorch's module
+        needs).
 
     Raises:
         RuntimeError: the process failed; the message ends with what it printed.
@@ -115,7 +122,9 @@ def peak_memory(path: AnyPath) -> dict[str, float]:
     command = [sys.executable, "-m", "helpers.deploy.runtimes", os.fspath(path.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HOME, check=False)
     if done.returncode:
-        raise RuntimeError(f"{path} could not be loaded in a process of its own: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{path} could not be loaded in a process of its own: {done.stderr.strip()[-500:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -138,15 +147,18 @@ def onnx_profile(
         by: "operator", a row per type; or "node", a row per place in the graph.
 
     Returns:
-        DataFrame, the slowest first. By operator: operator, calls (per run), microseconds (in all its calls; of each the
-        median over the runs), share (of the operators' time, in [0, 1]). By node: node, operator, input (the shape of its
-        first input), microseconds, share. Operators and names are onnxruntime's, after it has fused what it can.
+        DataFrame, the slowest first. By operator: operator, calls (per run), microseconds (in all its calls;
+        of each the median over the runs), share (of the operators' time, in [0, 1]). By node: node, operator,
+        input (the shape of its first input), microseconds, share. Operators and names are onnxruntime's,
+        after it has fused what it can.
     """
     path = existing(path, ".onnx")
     images = example(batch_size).numpy()
     with tempfile.TemporaryDirectory() as folder, needs("onnxruntime"):
         prefix = os.fspath(Path(folder) / "profile")
-        session = onnx_inference(path, thread_count(threads), enable_profiling=True, profile_file_prefix=prefix)
+        session = onnx_inference(
+            path, thread_count(threads), enable_profiling=True, profile_file_prefix=prefix
+        )
         for _ in range(1 + repeats):
             session.run(None, {session.get_inputs()[0].name: images})
         events = pd.DataFrame(json.loads(Path(session.end_profiling()).read_text("utf-8")))
@@ -155,14 +167,20 @@ def onnx_profile(
     facts = pd.DataFrame(
         {
             "name": calls["name"],
-            "node": calls["name"].str.replace(r"(_nchwc|_token_\d+)*_kernel_time$", "", regex=True),  # marks of fusion
+            "node": calls["name"].str.replace(
+                r"(_nchwc|_token_\d+)*_kernel_time$", "", regex=True
+            ),  # marks of fusion
             "operator": [one["op_name"] for one in calls["args"]],
             "input": [_first_shape(one) for one in calls["args"]],
             "microseconds": calls["dur"],
         }
     )
     # the median: of a mean, a single interruption by another program could be the largest part
-    table = facts.groupby(["name", "node", "operator", "input"], sort=False)["microseconds"].median().reset_index()
+    table = (
+        facts.groupby(["name", "node", "operator", "input"], sort=False)["microseconds"]
+        .median()
+        .reset_index()
+    )
     if by == "operator":
         table = table.groupby("operator")["microseconds"].agg(calls="size", microseconds="sum").reset_index()
     table["share"] = table["microseconds"] / table["microseconds"].sum()

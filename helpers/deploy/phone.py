@@ -1,9 +1,9 @@
 """On a phone: the commands that time an exported file on Android, and what their output says.
 
-LiteRT's benchmark_model (https://ai.google.dev/edge/litert/models/measurement) and ExecuTorch's executor_runner
-(https://github.com/pytorch/executorch, devtools/scripts/benchmark_android.sh) are programs built for Android, pushed to
-the phone with adb and run there. The commands and the forms of the output were taken from the tools' documentation and
-published logs; nothing here was run on a phone by us.
+LiteRT's benchmark_model (https://ai.google.dev/edge/litert/models/measurement) and ExecuTorch's
+executor_runner (https://github.com/pytorch/executorch, devtools/scripts/benchmark_android.sh) are programs
+built for Android, pushed to the phone with adb and run there. The commands and the forms of the output were
+taken from the tools' documentation and published logs; nothing here was run on a phone by us.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def phone_commands(
         device: the phone's serial number, where several are connected (``adb devices`` lists them).
 
     Returns:
-        Commands as lists of arguments. The last one prints what ``parse_benchmark_model`` or ``parse_executor_runner`` reads.
+        Commands as lists of arguments. The last one prints what ``parse_benchmark_model`` or
+        ``parse_executor_runner`` reads.
     """
     adb = ["adb", *(["-s", device] if device else [])]
     there = {file: f"{FOLDER}/{file.name}" for file in (runner, path)}
@@ -46,7 +47,12 @@ def phone_commands(
     if path.suffix == ".tflite":
         options = [f"--graph={network}", f"--num_threads={threads}", f"--num_runs={repeats}"]
         return [*push, [*adb, "shell", program, *options]]
-    options = [f"--model_path={network}", f"--cpu_threads={threads}", f"--num_executions={repeats}", "--print_output=none"]
+    options = [
+        f"--model_path={network}",
+        f"--cpu_threads={threads}",
+        f"--num_executions={repeats}",
+        "--print_output=none",
+    ]
     clear, log = [*adb, "logcat", "-c"], [*adb, "logcat", "-d", "-s", "ExecuTorch:I"]
     return [*push, clear, [*adb, "shell", program, *options], log]
 
@@ -64,7 +70,9 @@ def run_on_phone(
         RuntimeError: adb is not installed, or a command failed; the message says which, and what it printed.
         ValueError: the output is not of the documented form.
     """
-    commands = phone_commands(existing(path), existing(runner), threads=threads, repeats=repeats, device=device)
+    commands = phone_commands(
+        existing(path), existing(runner), threads=threads, repeats=repeats, device=device
+    )
     if shutil.which("adb") is None:
         way_out = "install Android's platform tools (apt install adb), or type the commands elsewhere"
         raise RuntimeError(f"adb is not installed. Way out: {way_out}")
@@ -81,26 +89,28 @@ def parse_benchmark_model(printed: str) -> dict[str, float]:
     """Read what LiteRT's benchmark_model prints. Parsed from documented output, not from a phone of ours.
 
     Args:
-        printed: with the line "Inference timings in us: Init: ..., First inference: ..., Warmup (avg): ..., Inference (avg): ...".
+        printed: with the line "Inference timings in us: Init: ..., First inference: ..., Warmup (avg): ...,
+            Inference (avg): ...".
 
     Returns:
-        init_ms, first_ms, warmup_ms, latency_ms (the mean of the timed runs); where printed also repeats, latency_low_ms
-        and latency_high_ms (the fastest and the slowest run), median_ms, and memory_mb (added since the tool began,
-        approximately; MB as the tool counts them).
+        init_ms, first_ms, warmup_ms, latency_ms (the mean of the timed runs); where printed also repeats,
+        latency_low_ms and latency_high_ms (the fastest and the slowest run), median_ms, and memory_mb (added
+        since the tool began, approximately; MB as the tool counts them).
     """
-    number = r"(\d{1,15}(?:\.\d*)?(?:e[+-]?\d{1,2})?)(?![\de.])"
-    parts = ("Init", "First inference", r"Warmup \(avg\)", r"Inference \(avg\)")
-    line = "Inference timings in us: " + ", ".join(f"{part}: {number}" for part in parts)
+    number = r"\d{1,15}(?:\.\d*)?(?:e[+-]?\d{1,2})?(?![\de.])"
+    line = (
+        rf"Inference timings in us: Init: (?P<init_ms>{number}), First inference: (?P<first_ms>{number}), "
+        rf"Warmup \(avg\): (?P<warmup_ms>{number}), Inference \(avg\): (?P<latency_ms>{number})"
+    )
     found = _line(line, printed, "benchmark_model's line 'Inference timings in us: ...'")
-    names = ("init_ms", "first_ms", "warmup_ms", "latency_ms")
-    result = {name: float(value) / 1e3 for name, value in zip(names, found.groups(), strict=True)}
+    result = {name: float(value) / 1e3 for name, value in found.groupdict().items()}
     runs = re.findall(r"count=.*", printed[: found.start()])  # the warm-up's line, then the timed runs'
-    facts = dict(re.findall(rf"(\w+)={number}", runs[-1])) if runs else {}
+    facts = dict(re.findall(rf"(\w+)=({number})", runs[-1])) if runs else {}
     result |= {"repeats": int(float(facts["count"]))} if "count" in facts else {}
     kept = {"min": "latency_low_ms", "max": "latency_high_ms", "median": "median_ms"}
     result |= {kept[key]: float(value) / 1e3 for key, value in facts.items() if key in kept}
-    memory = re.search(rf"[Mm]emory footprint[^:]*\(MB\): init={number} overall={number}", printed)
-    return result | ({"memory_mb": float(memory[2])} if memory else {})
+    memory = re.search(rf"[Mm]emory footprint[^:]*\(MB\): init={number} overall=({number})", printed)
+    return result | ({"memory_mb": float(memory[1])} if memory else {})
 
 
 @checked
@@ -108,13 +118,13 @@ def parse_executor_runner(printed: str) -> dict[str, float]:
     """Read what ExecuTorch's executor_runner logs. Parsed from documented output, not from a phone of ours.
 
     Args:
-        printed: the log (on Android: logcat's), with the line "Model executed successfully N time(s) in ... ms." and, in
-            newer versions, a line "Iteration i of N: ... ms" for each run.
+        printed: the log (on Android: logcat's), with the line "Model executed successfully N time(s) in ...
+            ms." and, in newer versions, a line "Iteration i of N: ... ms" for each run.
 
     Returns:
-        repeats, and latency_ms: the median of the runs after the first where each is logged, else the mean of all;
-        first_ms, latency_low_ms and latency_high_ms (the fastest and the slowest after the first) and load_ms where they
-        are logged.
+        repeats, and latency_ms: the median of the runs after the first where each is logged, else the mean of
+        all; first_ms, latency_low_ms and latency_high_ms (the fastest and the slowest after the first) and
+        load_ms where they are logged.
     """
     number = r"(\d{1,15}(?:\.\d*)?)"
     line = rf"Model executed successfully ([1-9]\d{{0,8}}) time\(s\) in {number} ms"

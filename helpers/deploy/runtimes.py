@@ -1,7 +1,8 @@
 """Exported files opened in their own runtimes, without PyTorch's help: the same callable for every format.
 
-Run as a program (``python -m helpers.deploy.runtimes FILE``) it prints, as JSON, the memory a process takes that does
-nothing but load the file and classify one picture. So nothing here imports torch, or ``helpers.types``, before it must.
+Run as a program (``python -m helpers.deploy.runtimes FILE``) it prints, as JSON, the memory a process takes
+that does nothing but load the file and classify one picture. So nothing here imports torch, or
+``helpers.types``, before it must.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-Session = Callable[[np.ndarray], np.ndarray]  # pictures, B x 3 x 32 x 32, to logits, B x classes; both float32
+Session = Callable[
+    [np.ndarray], np.ndarray
+]  # pictures, B x 3 x 32 x 32, to logits, B x classes; both float32
 _NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115 -- never closed: a library may keep it for its log
 
 PACKAGES = {
@@ -40,7 +43,8 @@ def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix:
 
     Args:
         path: the file.
-        threads: of the runtime; of ExecuTorch's for every file that is open. Default: as many as PyTorch uses now.
+        threads: of the runtime; of ExecuTorch's for every file that is open. Default: as many as PyTorch uses
+            now.
         suffix: what to take the file for, where its name ends otherwise.
 
     Returns:
@@ -91,7 +95,9 @@ def _executorch(path: Path, threads: int) -> Session:
     from executorch.runtime import Runtime
 
     if portable_lib._threadpool_get_thread_count() != threads:
-        portable_lib._unsafe_reset_threadpool(threads)  # unsafe while another thread runs a network; none does
+        portable_lib._unsafe_reset_threadpool(
+            threads
+        )  # unsafe while another thread runs a network; none does
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
 
@@ -109,10 +115,10 @@ RUNTIMES: dict[str, tuple[str, tuple[str, ...], Callable[[Path, int], Session]]]
 
 
 def litert_scales(path: str | os.PathLike) -> dict[str, tuple[float, int]]:
-    """Read by which scale and zero point a .tflite file rounds its pictures ("images") and its answers ("logits").
+    """Read by which scale and zero point a .tflite file rounds its "images" and its "logits".
 
-    integer = round(value / scale) + zero point, and value = (integer - zero point) x scale (Jacob 2018, equation 1).
-    A file in single precision has none: 0, 0.
+    integer = round(value / scale) + zero point, and value = (integer - zero point) x scale (Jacob 2018,
+    equation 1). A file in single precision has none: 0, 0.
     """
     with quiet(), needs("ai-edge-litert"):
         _, *tensors = _interpreter(existing(path, ".tflite"), 1)
@@ -121,7 +127,7 @@ def litert_scales(path: str | os.PathLike) -> dict[str, tuple[float, int]]:
 
 
 def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Path:
-    """Return ``path`` if it is there, and ends in one of ``suffixes`` if any are given; ``name`` is the argument's."""
+    """Return ``path`` if it is there and ends in one of ``suffixes``, if any; ``name`` is the argument's."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, got a {type(path).__name__}")
     path = Path(path)
@@ -133,7 +139,7 @@ def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Pat
 
 
 def thread_count(threads: int | None) -> int:
-    """Return ``threads`` if it is a whole number from 1 to 1024, and PyTorch's number of threads if it is None."""
+    """Return ``threads`` if it is a whole number from 1 to 1024; PyTorch's number of threads if it is None."""
     if type(threads) is int and 1 <= threads <= 1024:
         return threads
     import torch
@@ -176,12 +182,11 @@ def quiet() -> Iterator[None]:
 
 
 def _one_at_a_time(classify: Session) -> Session:
-    """Run a file that takes one picture on many."""
     return lambda images: np.concatenate([classify(images[i : i + 1]) for i in range(len(images))])
 
 
+# A .tflite file, and what it says of the pictures it takes and the logits it gives.
 def _interpreter(path: Path, threads: int) -> tuple[Any, dict, dict]:
-    """Open a .tflite file; return the interpreter, and what it says of the pictures it takes and the logits it gives."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(os.fspath(path), num_threads=threads)
@@ -201,11 +206,10 @@ def _scaled(values: np.ndarray, tensor: dict) -> np.ndarray:
     return (values.astype(np.float32) - zero) * np.float32(scale or 1)
 
 
+# The most memory that this process has had resident so far, in MB (10^6 bytes).
 def _resident_peak() -> float:
-    """Return the most memory that this process has had resident so far, in MB (10^6 bytes)."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's memory too, on Linux
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text("utf-8"))[1]) * 1024 / 1e6
+    if sys.platform == "linux":  # getrusage would count the parent's memory too
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1]) * 1024 / 1e6
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e6
     import resource
@@ -213,8 +217,8 @@ def _resident_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
+# Imports the runtime, then loads the file and runs one picture on one thread; the peak after each.
 def _probe(path: str) -> dict[str, float]:
-    """Import the runtime, then load the file and run one picture on one thread; the peak after each."""
     with quiet():
         for module in RUNTIMES[Path(path).suffix][1]:
             importlib.import_module(module)

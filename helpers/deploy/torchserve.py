@@ -1,4 +1,4 @@
-"""TorchServe: a network packed with the code that reads pictures and names classes, and a server to try it on.
+"""TorchServe: a network packed with the code that reads pictures and names classes, and a server to try it.
 
 Source: https://docs.pytorch.org/serve (0.12): custom handlers, batch inference, token authorization.
 """
@@ -18,7 +18,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +38,8 @@ from helpers.deploy.writing import ExportError, Pictures, default_data, some, wr
 from helpers.evaluation import predict
 from helpers.types import AnyPath, Names, Positive, checked, path
 
-BATCH = 16  # pictures that TorchServe gathers before it calls the handler
+BATCH = 16  # pictures that TorchServe gathers before it calls the handler; it waits for more up to 50 ms
+WORKERS = f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {BATCH}\nmaxBatchDelay: 50\nresponseTimeout: 60\n"
 PROBABILITY = 1e-4  # largest difference of a probability that the served network may show
 Archive = path(".mar")
 
@@ -48,11 +48,12 @@ Archive = path(".mar")
 def to_torchserve(
     model: nn.Module, path: Archive, pictures: Pictures | None = None, *, classes: Names | None = None
 ) -> Path:
-    """Pack ``model`` for TorchServe (.mar): TorchScript, and a handler that turns PNG or JPEG files into classes.
+    """Pack ``model`` for TorchServe (.mar): TorchScript, and a handler that turns PNG or JPEG into classes.
 
-    The archive holds ``model.pt`` (traced), ``handler.py`` (a copy of ``helpers/deploy/handler.py``, which says what it
-    answers and refuses), ``settings.json`` (classes, and the mean and std of ``pictures``) and ``model-config.yaml`` (one
-    worker, batches of 16). To check it, it is unpacked, and its own handler classifies the pictures, as PNG files.
+    The archive holds ``model.pt`` (traced), ``handler.py`` (a copy of ``helpers/deploy/handler.py``, which
+    says what it answers and refuses), ``settings.json`` (classes, and the mean and std of ``pictures``) and
+    ``model-config.yaml`` (one worker, batches of 16). To check it, it is unpacked, and its own handler
+    classifies the pictures, as PNG files.
 
     Args:
         model: maps normalised pictures, B x 3 x 32 x 32, to logits.
@@ -110,7 +111,7 @@ class Server:
 @contextmanager
 @checked
 def serving(path: Archive, *, seconds: Positive = 120) -> Iterator[Server]:
-    """Run TorchServe with one archive on 127.0.0.1 for the block, on free ports, with token authorization; then end it.
+    """Run TorchServe with one archive on 127.0.0.1, on free ports, with token authorization; then end it.
 
     Args:
         path: a .mar file, written by ``to_torchserve``.
@@ -125,21 +126,35 @@ def serving(path: Archive, *, seconds: Positive = 120) -> Iterator[Server]:
     """
     existing(path)
     if shutil.which("java") is None:
-        raise RuntimeError("TorchServe needs Java 11 or newer. Way out: apt install default-jre-headless (Debian, Ubuntu)")
+        raise RuntimeError(
+            "TorchServe needs Java 11 or newer. Way out: apt install default-jre-headless (Debian, Ubuntu)"
+        )
     with needs("torchserve"):
         import ts  # noqa: F401
     with tempfile.TemporaryDirectory() as name, (Path(name) / "server.log").open("w") as log:
         folder = Path(name)
         url = _configure(path, folder)
-        places = {"TMPDIR": name, "LOG_LOCATION": name, "METRICS_LOCATION": name}
-        environment = os.environ | places | {"TEMP": os.fspath(folder / "java")}  # two servers must not share it
+        environment = os.environ | {
+            "TMPDIR": name,
+            "LOG_LOCATION": name,
+            "METRICS_LOCATION": name,
+            "TEMP": os.fspath(
+                folder / "java"
+            ),  # where Java unpacks the archive: two servers must not share it
+        }
         environment.pop("TS_CONFIG_FILE", None)  # it would come before --ts-config
         command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground"]
-        command += ["--ts-config", "config.properties", "--model-store", "store", "--models", f"{path.stem}={path.name}"]
+        command += [
+            "--ts-config",
+            "config.properties",
+            "--model-store",
+            "store",
+            "--models",
+            f"{path.stem}={path.name}",
+        ]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            token = _started(process, folder, url, seconds)
-            yield Server(f"{url}/predictions/{path.stem}", token)
+            yield Server(f"{url}/predictions/{path.stem}", _started(process, folder, url, seconds))
         finally:
             _end(process)
 
@@ -176,31 +191,27 @@ def png(image: Tensor) -> bytes:
 def unpacked_handler(path: AnyPath) -> Iterator[tuple[Any, Any]]:
     """Unpack an archive, and yield its own handler, ready to be called, with a context such as TorchServe's.
 
-    The context's ``statuses`` has the HTTP status and the reason of each request that was refused, by its place.
+    The context's ``statuses`` has the HTTP status and the reason of each request that was refused, by its
+    place.
     """
-    statuses = {}
-
-    def set_response_status(code: int, phrase: str, idx: int) -> None:
-        statuses[idx] = (code, phrase)
-
+    statuses: dict[int, tuple[int, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)
-        worker = runpy.run_path(os.fspath(Path(folder) / "handler.py"))["PictureHandler"]()
-        properties = {"model_dir": folder}
+        shutil.unpack_archive(path, folder, "zip")
+        worker = runpy.run_path(os.path.join(folder, "handler.py"))["PictureHandler"]()
         context = SimpleNamespace(
-            system_properties=properties, set_response_status=set_response_status, statuses=statuses
+            system_properties={"model_dir": folder},
+            set_response_status=lambda code, phrase, idx: statuses.update({idx: (code, phrase)}),
+            statuses=statuses,
         )
         with quiet():  # PyTorch says that TorchScript is deprecated; TorchServe has nothing newer
             worker.initialize(context)
         yield worker, context
 
 
-# -- inside ----------------------------------------------------------------------------------------------------------
+# -- inside --------------------------------------------------------------------------------------------------
 
 
 def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, folder: Path) -> Path:
-    """Write the archive ``name``.mar into ``folder``, with torch-model-archiver; return its path."""
     from model_archiver.model_archiver_config import ModelArchiverConfig
     from model_archiver.model_packaging import package_model
     from model_archiver.model_packaging_utils import ModelExportUtils
@@ -211,8 +222,7 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
         torch.jit.trace(model, torch.zeros(2, 3, size, size)).save(files["model.pt"])
     settings = {"classes": classes, "mean": list(pictures.mean), "std": list(pictures.std), "size": size}
     (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
-    workers = f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {BATCH}\nmaxBatchDelay: 50\nresponseTimeout: 60\n"
-    (folder / "model-config.yaml").write_text(workers, "utf-8")
+    (folder / "model-config.yaml").write_text(WORKERS, "utf-8")
     config = ModelArchiverConfig(
         model_name=name,
         handler=handler.__file__,
@@ -226,51 +236,51 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
     return folder / f"{name}.mar"
 
 
+# What the handler tells of pictures, and what it should tell: N x classes, the probability at the class, else 0.
 def _probabilities(model: nn.Module, pictures: Split) -> Tensor:
-    """Return the probability of each picture's class, at its place: N x classes, 0 elsewhere, as ``_told`` does."""
     probabilities = predict(model, pictures).softmax(1)
     return probabilities * one_hot(probabilities.argmax(1), probabilities.shape[1])
 
 
 def _told(path: Path, pictures: Split) -> Tensor:
-    """Return what the handler in an archive answers to each picture: N x classes, the probability at the label's place."""
     requests = [{"body": png(image)} for image in pictures.images]
     with unpacked_handler(path) as (worker, context):
-        batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
-        answers = [answer for batch in batches for answer in worker.handle(batch, context)]
+        starts = range(0, len(requests), BATCH)
+        answers = [
+            each for start in starts for each in worker.handle(requests[start : start + BATCH], context)
+        ]
     if context.statuses:
         raise ExportError(f"{path} refuses pictures: {next(iter(context.statuses.values()))}")
-    told = torch.zeros(len(answers), len(worker.settings["classes"]))
-    for row, answer in zip(told, answers, strict=True):
-        row[answer["label"]] = answer["probability"]
-    return told
+    labels, probabilities = (
+        torch.tensor([each[key] for each in answers]) for key in ("label", "probability")
+    )
+    return one_hot(labels, len(worker.settings["classes"])) * probabilities[:, None]
 
 
 def _configure(path: Path, folder: Path) -> str:
-    """Lay out TorchServe's folder: the archive in store/, and config.properties with five free ports. Return the URL."""
-    (folder / "java").mkdir()  # where Java unpacks the archive
-    (folder / "store").mkdir()
+    for name in ("java", "store"):
+        (folder / name).mkdir()
     shutil.copy(path, folder / "store" / path.name)
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)]
         http, management, metrics, grpc, grpc_management = (each.getsockname()[1] for each in sockets)
-    lines = [
-        f"inference_address=http://127.0.0.1:{http}",
-        f"management_address=http://127.0.0.1:{management}",
-        f"metrics_address=http://127.0.0.1:{metrics}",
-        "grpc_inference_address=127.0.0.1",
-        f"grpc_inference_port={grpc}",
-        "grpc_management_address=127.0.0.1",
-        f"grpc_management_port={grpc_management}",
-        "disable_token_authorization=false",
-        "disable_system_metrics=true",
-    ]
-    (folder / "config.properties").write_text("\n".join(lines) + "\n", "utf-8")
+    settings = {
+        "inference_address": f"http://127.0.0.1:{http}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": grpc,
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": grpc_management,
+        "disable_token_authorization": "false",
+        "disable_system_metrics": "true",
+    }
+    text = "".join(f"{name}={value}\n" for name, value in settings.items())
+    (folder / "config.properties").write_text(text, "utf-8")
     return f"http://127.0.0.1:{http}"
 
 
 def _started(process: subprocess.Popen, folder: Path, url: str, seconds: float) -> str:
-    """Wait until TorchServe says it is healthy; return its token."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError, ValueError, KeyError):
@@ -278,8 +288,8 @@ def _started(process: subprocess.Popen, folder: Path, url: str, seconds: float) 
             if _sent(f"{url}/ping", token)[1].get("status") == "Healthy":
                 return token
         time.sleep(0.25)
-    log = (folder / "server.log").read_text("utf-8")[-1500:]
-    raise RuntimeError(f"TorchServe did not start within {seconds:g} s: {log}")
+    log = (folder / "server.log").read_text("utf-8")
+    raise RuntimeError(f"TorchServe did not start within {seconds:g} s: {log[-1500:]}")
 
 
 def _sent(url: str, token: str, data: bytes | None = None) -> tuple[int, dict]:
@@ -293,9 +303,8 @@ def _sent(url: str, token: str, data: bytes | None = None) -> tuple[int, dict]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill TorchServe with all its processes: Python, Java, the workers. All are halted first, so that none starts another."""
-    family = []
-    for step in (psutil.Process.suspend, psutil.Process.kill):
+    family = []  # Python, Java, the workers
+    for step in (psutil.Process.suspend, psutil.Process.kill):  # halted first, so that none starts another
         with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(process.pid)
             family = [parent, *parent.children(recursive=True)]

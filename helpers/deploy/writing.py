@@ -1,6 +1,6 @@
-"""The frame of every exporter: a file is put in place only after it was read back and answered as the network does.
+"""The frame of every exporter: a file is put in place only if, read back, it answers as the network does.
 
-A new format is one function. It says how to convert; ``runtimes.RUNTIMES``, or ``run``, says how to run what came out::
+A new format is one function that says how to convert; ``runtimes.RUNTIMES``, or ``run``, says how to run::
 
     def to_new(model: nn.Module, path: NewPath, pictures: Pictures | None = None) -> Path:
         with writing(path, model, pictures, "package") as (frozen, part):
@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ AGREEMENT = 0.99  # share of pictures on which a rounded network must name the s
 
 
 class ExportError(RuntimeError):
-    """An exported network does not answer as PyTorch does, or cannot be exported; the message gives the figures."""
+    """An exported network does not answer as PyTorch does, or cannot be exported; the message says how far off."""
 
 
 def _filled(split: Split) -> Split:
@@ -59,8 +58,9 @@ def some(pictures: Split | None, default: str = "test") -> Split:
 
 def answers(run: Session, pictures: Split, batch_size: int = 100) -> Tensor:
     """Return the logits that ``run`` gives for every picture: N x classes, float32."""
-    found = [run(np.ascontiguousarray(images.numpy())) for images, _ in batches(pictures, batch_size)]
-    return torch.from_numpy(np.concatenate(found))
+    return torch.cat(
+        [torch.from_numpy(run(images.contiguous().numpy())) for images, _ in batches(pictures, batch_size)]
+    )
 
 
 def example(batch_size: int) -> Tensor:
@@ -81,7 +81,7 @@ def writing(
     largest: float = TOLERANCE,
     place: Callable[[Path], AbstractContextManager[Path]] = atomic_path,
 ) -> Iterator[tuple[nn.Module | Path, Path]]:
-    """Have the block convert ``source`` into a temporary file, in silence; compare, and put the file in place.
+    """Have the block convert ``source`` into a temporary file, in silence; compare; put the file in place.
 
     Args:
         path: where the file is to be.
@@ -112,7 +112,7 @@ def writing(
             raise
         except Exception as error:  # exporters raise whatever they like
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            text = f"{path} cannot be made: {package} does not convert this network ({reason}); it was not written"
+            text = f"{path} was not written: {package} does not convert this network ({reason})"
             raise ExportError(text) from error
         given = run(part, pictures) if run else answers(open_session(part, suffix=path.suffix), pictures)
         compare(given, expected, path, share, largest)
@@ -121,20 +121,20 @@ def writing(
 def frozen(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` on the CPU, in eval mode, its weights in the plain order.
 
-    ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of memory
-    (https://github.com/google-ai-edge/litert-torch/issues/1238).
+    ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of
+    memory (https://github.com/google-ai-edge/litert-torch/issues/1238).
     """
     return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
 
 
 def compare(given: Tensor, expected: Tensor, path: Path, share: float | None, largest: float) -> None:
-    """Raise ExportError, with the figures, where too few classes are the same or, with no ``share``, an answer is too far off."""
+    """Raise ExportError if too few classes are the same or, with no ``share``, an answer is too far off."""
     same = (given.argmax(1) == expected.argmax(1)).float().mean().item()
     difference = (given - expected).abs().max().item()
     least, most = (1, largest) if share is None else (share, math.inf)
     if not (same >= least and difference <= most):
         asked = f"{least:.0%}" if share is not None else f"100%, within {largest:g}"
         raise ExportError(
-            f"{path} names the same class as before for {same:.1%} of {len(given)} pictures, and the largest difference "
-            f"of an answer is {difference:.3g} (asked: {asked}); it was not written"
+            f"{path} names the same class as before for {same:.1%} of {len(given)} pictures, and the largest "
+            f"difference of an answer is {difference:.3g} (asked: {asked}); it was not written"
         )
