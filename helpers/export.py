@@ -141,7 +141,7 @@ def to_litert(
     calibration: Pictures | None = None,
     agreement: Share | None = None,
 ) -> Path:
-    """Write ``model`` for LiteRT (formerly TensorFlow Lite), one picture at a time; check it with its runtime.
+    """Write ``model`` for LiteRT (formerly TensorFlow Lite), one picture at a time; check it likewise.
 
     With ``int8`` everything in the file is an integer, pictures and logits included: weights per channel,
     activations by their range on ``calibration`` (static quantization by litert-torch's PT2E flow; Jacob

@@ -206,7 +206,7 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
         _mend(path, os.getpid())
 
 
-# Puts back a package that was put aside, if nothing has taken its place, and clears what else is left of writers
+# Puts back a package that was put aside, if nothing has taken its place, and clears what is left of writers
 # that no longer live, or have the process number ``own``.
 def _mend(path: Path, own: int | None = None) -> None:
     for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):  # .older comes before .part

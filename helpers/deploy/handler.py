@@ -21,7 +21,7 @@ MAX_BATCH = 64  # requests answered at a time
 
 
 class PictureHandler:
-    """Classifies pictures with a TorchScript network; ``settings.json`` has the classes, mean, std and size."""
+    """Classifies pictures with a TorchScript network; ``settings.json`` has classes, mean, std and size."""
 
     class Refused(Exception):  # inside, for TorchServe wants one class in the file
         """A request that is not answered: an HTTP status and the reason, which the sender is told."""

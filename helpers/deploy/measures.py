@@ -95,6 +95,7 @@ def latencies(
     return {name: timed | facts for name, timed in time_in_turns(runs, repeats).items()}
 
 
+@checked
 def latency(
     path: AnyPath, *, threads: Threads | None = None, batch_size: Count = 1, repeats: Repeats = 100
 ) -> dict:
@@ -122,9 +123,7 @@ def peak_memory(path: AnyPath) -> dict[str, float]:
     command = [sys.executable, "-m", "helpers.deploy.runtimes", os.fspath(path.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HOME, check=False)
     if done.returncode:
-        raise RuntimeError(
-            f"{path} could not be loaded in a process of its own: {done.stderr.strip()[-500:]}"
-        )
+        raise RuntimeError(f"{path} cannot be loaded in a process of its own: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -164,23 +163,18 @@ def onnx_profile(
         events = pd.DataFrame(json.loads(Path(session.end_profiling()).read_text("utf-8")))
     second_run = events.loc[events["name"] == "model_run", "ts"].nsmallest(2).iloc[-1]
     calls = events[events["name"].str.endswith("_kernel_time") & (events["ts"] >= second_run)]
+    marks = r"(_nchwc|_token_\d+)*_kernel_time$"  # of fusion, too
     facts = pd.DataFrame(
         {
             "name": calls["name"],
-            "node": calls["name"].str.replace(
-                r"(_nchwc|_token_\d+)*_kernel_time$", "", regex=True
-            ),  # marks of fusion
+            "node": calls["name"].str.replace(marks, "", regex=True),
             "operator": [one["op_name"] for one in calls["args"]],
             "input": [_first_shape(one) for one in calls["args"]],
             "microseconds": calls["dur"],
         }
     )
-    # the median: of a mean, a single interruption by another program could be the largest part
-    table = (
-        facts.groupby(["name", "node", "operator", "input"], sort=False)["microseconds"]
-        .median()
-        .reset_index()
-    )
+    places = facts.groupby(["name", "node", "operator", "input"], sort=False)["microseconds"]
+    table = places.median().reset_index()  # of a mean, one interruption could be the largest part
     if by == "operator":
         table = table.groupby("operator")["microseconds"].agg(calls="size", microseconds="sum").reset_index()
     table["share"] = table["microseconds"] / table["microseconds"].sum()
@@ -194,7 +188,7 @@ def zipped_bytes(path: AnyPath) -> int:
 
     It is what a download takes. Really written, then deleted.
     """
-    files = sorted(each for each in [path, *path.rglob("*")] if each.is_file())
+    files = sorted(each for each in [existing(path), *path.rglob("*")] if each.is_file())
     with tempfile.TemporaryDirectory() as folder:
         zipped = Path(folder) / "file.zip"
         with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:

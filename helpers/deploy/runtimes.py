@@ -139,7 +139,7 @@ def existing(path: str | os.PathLike, *suffixes: str, name: str = "path") -> Pat
 
 
 def thread_count(threads: int | None) -> int:
-    """Return ``threads`` if it is a whole number from 1 to 1024; PyTorch's number of threads if it is None."""
+    """Return ``threads`` if it is a whole number from 1 to 1024; PyTorch's number if it is None."""
     if type(threads) is int and 1 <= threads <= 1024:
         return threads
     import torch

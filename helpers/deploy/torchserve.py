@@ -236,7 +236,7 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
     return folder / f"{name}.mar"
 
 
-# What the handler tells of pictures, and what it should tell: N x classes, the probability at the class, else 0.
+# What the handler tells of pictures, and what it should: N x classes, the probability at the class, else 0.
 def _probabilities(model: nn.Module, pictures: Split) -> Tensor:
     probabilities = predict(model, pictures).softmax(1)
     return probabilities * one_hot(probabilities.argmax(1), probabilities.shape[1])

@@ -33,7 +33,7 @@ AGREEMENT = 0.99  # share of pictures on which a rounded network must name the s
 
 
 class ExportError(RuntimeError):
-    """An exported network does not answer as PyTorch does, or cannot be exported; the message says how far off."""
+    """An exported network does not answer as PyTorch does, or cannot be exported; the message says why."""
 
 
 def _filled(split: Split) -> Split:
