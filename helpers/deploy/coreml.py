@@ -146,7 +146,7 @@ def _program(package: Any, path: Path) -> Callable[[Tensor], Tensor]:
         if variable.name not in made
     }
     for kind in {each.op_type for each in operations} - {*_OPERATIONS}:
-        raise ExportError(f"{path} holds {kind!r}, which cannot be computed outside Core ML")
+        raise ExportError(f"{path.name} holds {kind!r}, which cannot be computed outside Core ML")
 
     def compute(images: Tensor) -> Tensor:
         values = stored | {"images": images}

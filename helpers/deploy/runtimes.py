@@ -69,6 +69,9 @@ def onnx_inference(path: Path, threads: int, **settings: object) -> object:
     options = onnxruntime.SessionOptions()
     for name, value in {"intra_op_num_threads": threads, "log_severity_level": 3, **settings}.items():
         setattr(options, name, value)
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # or idle ones slow the one that is timed
     return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -250,7 +250,9 @@ def _told(path: Path, pictures: Split) -> Tensor:
             each for start in starts for each in worker.handle(requests[start : start + BATCH], context)
         ]
     if context.statuses:
-        raise ExportError(f"{path} refuses pictures: {next(iter(context.statuses.values()))}")
+        raise ExportError(
+            f"the handler of {path.name} refuses pictures: {next(iter(context.statuses.values()))}"
+        )
     labels, probabilities = (
         torch.tensor([each[key] for each in answers]) for key in ("label", "probability")
     )

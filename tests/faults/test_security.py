@@ -26,7 +26,7 @@ from helpers import data, models
 from helpers.data import HOME, DataError, load_data
 from helpers.training import fit
 
-SOURCES = [*sorted((HOME / "helpers").glob("*.py")), *sorted((HOME / "notebooks").rglob("*.ipynb"))]
+SOURCES = [*sorted((HOME / "helpers").rglob("*.py")), *sorted((HOME / "notebooks").rglob("*.ipynb"))]
 DANGEROUS = {
     "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "eval", "exec", "os.system", "os.popen", "torch.load",
     "torch.jit.load", "torch.hub.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load",
