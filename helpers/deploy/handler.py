@@ -1,7 +1,10 @@
-"""What TorchServe runs for our networks: pictures in, a class and its probability out. It stands alone: it goes into the .mar file.
+"""What TorchServe runs for our networks: pictures in, a class and its probability out.
 
-A request is one picture, PNG or JPEG, as the raw body or as a form field named ``data`` or ``body``. TorchServe hands over several
-requests at a time; each is answered for itself, so a broken picture gets its own error and the others their class.
+It stands alone, for it goes into the .mar file.
+
+A request is one picture, PNG or JPEG, as the raw body or as a form field named ``data`` or ``body``.
+TorchServe hands over several requests at a time; each is answered for itself, so a broken picture gets its
+own error and the others their class.
 """
 
 import io
@@ -18,7 +21,7 @@ MAX_BATCH = 64  # requests answered at a time
 
 
 class PictureHandler:
-    """Classifies pictures with a TorchScript network; ``settings.json`` beside it has the classes, mean, std and size."""
+    """Classifies pictures with a TorchScript network; ``settings.json`` has classes, mean, std and size."""
 
     class Refused(Exception):  # inside, for TorchServe wants one class in the file
         """A request that is not answered: an HTTP status and the reason, which the sender is told."""
@@ -88,14 +91,17 @@ class PictureHandler:
                 raise self.Refused(
                     413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
                 )
-            image, size = image.convert("RGB"), self.settings["size"]
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            size = self.settings["size"]
+            image = image.convert("RGB").resize(
+                (size, size), Image.Resampling.BILINEAR
+            )  # as it is, if it has that size
         except self.Refused:
             raise
         except Image.DecompressionBombError:
             raise self.Refused(413, f"the picture has too many pixels; allowed are {MAX_PIXELS:,}") from None
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything, and must not cost the others their answers
+        except (
+            Exception
+        ) as error:  # a damaged file makes Pillow raise nearly anything; the others want answers
             raise self.Refused(
                 400, f"the body is not a PNG or JPEG file that can be read ({type(error).__name__})"
             ) from None
