@@ -25,6 +25,7 @@ from torch import nn
 
 from helpers import (
     business,
+    channels,
     checks,
     convolution,
     coreml,
@@ -197,7 +198,7 @@ class Good:
         self.split = self.data.validation.take(slice(0, 20))
         self.layer = nn.Linear(6, 4)
         self.logits = torch.tensor([1.0, 2.0, 3.0])
-        self.scan = pd.DataFrame({"layer": ["a"], "ratio": [0.0], "accuracy": [1.0]})
+        self.scan = pd.DataFrame({"layer": ["a"], "ratio": [0.0], "recalibrated": [1.0]})
         self.network = business.Network("a", latency_ms=1.0, file_mb=1.0, accuracy=0.9, memory_mb=1.0)
         self.assumptions = business.Assumptions()
         self.use = business.UseCase(**dict.fromkeys((field.name for field in fields(business.UseCase)), 1.0))
@@ -367,7 +368,7 @@ CASES = [
         "logits": tensor(torch.zeros(2, 2), torch.zeros(1)), "temperature": number(1e-3, 1e6),
     }),
     (pruning.PolynomialSchedule, {"final_sparsity": 0.5}, {
-        "final_sparsity": number(0, 1).plus(1.0), "initial_sparsity": number(0, 0.5), "begin": number(0, 0.9999),
+        "final_sparsity": number(0, 1).plus(1.0), "initial_sparsity": number(0, 0.5), "begin": number(0, 1).plus(1.0),
         "end": number(0, 1, open_low=True), "power": number(0, open_low=True),
     }),
     (pruning.PolynomialSchedule(0.5).__call__, {"progress": 0.5}, {"progress": number()}),
@@ -384,20 +385,20 @@ CASES = [
     }),
     (pruning.sparsity_table, MODEL, {"model": instance()}),
     (pruning.prune_two_of_four, {"model": nn.Linear(4, 4)}, {"model": instance(), "skip": names()}),
-    (pruning.sensitivity, {**MODEL, **SPLIT}, {
-        "model": instance(), "split": instance(), "ratios": numbers(0, 1), "unit": choice(), "only": names(none=True),
+    (channels.sensitivity, {**MODEL, **SPLIT, "calibration": good.split}, {
+        "model": instance(), "split": instance(), "calibration": instance(), "ratios": numbers(0, 1), "unit": choice(), "only": names(none=True),
         "precision": choice(),
     }),
-    (pruning.ratios_by_sensitivity, {"scan": good.scan, "tolerance": 0.1}, {
-        "scan": table("layer", "ratio", "accuracy"), "tolerance": number(0, 1),
+    (channels.ratios_by_sensitivity, {"scan": good.scan, "tolerance": 0.1}, {
+        "scan": table("layer", "ratio", "recalibrated"), "tolerance": number(0, 1),
     }),
-    (pruning.prune_channels, {**MODEL, "example": torch.zeros(1, 3, 32, 32), "ratio": 0.5}, {
+    (channels.prune_channels, {**MODEL, "example": torch.zeros(1, 3, 32, 32), "ratio": 0.5}, {
         "model": instance(), "example": tensor(torch.zeros(3), torch.zeros(1, 5, 32, 32)),
-        "ratio": number(0, 0.9999).plus({}, {"features.0": math.nan}),
+        "ratio": number(0, 1).plus(1.0, {}, {"features.0": math.nan}),
         "importance": choice(), "scope": choice(), "round_to": integer(1), "skip": names(),
     }),
-    (pruning.sweep, {**MODEL, **SPLIT, "sparsities": [0.5]}, {
-        "model": instance(), "split": instance(), "sparsities": numbers(0, 1), "skip": names(), "precision": choice(),
+    (pruning.sweep, {**MODEL, **SPLIT, "sparsities": [0.5], "calibration": good.split}, {
+        "model": instance(), "split": instance(), "calibration": instance(), "sparsities": numbers(0, 1), "skip": names(), "precision": choice(),
     }),
     (low_rank.matricize, LAYER, {"module": instance(), "scheme": choice()}),
     (low_rank.singular_values, LAYER, {"module": instance(), "scheme": choice()}),
@@ -462,8 +463,8 @@ CASES = [
     (quantization.symmetric_grid, {"weight": torch.ones(2, 2)}, {
         "weight": tensor(torch.tensor(1.0), torch.ones(2, 2, dtype=torch.int64)), "bits": integer(2, 16),
     }),
-    (quantization.sweep, {**MODEL, **SPLIT, "bits": [4]}, {
-        "model": instance(), "split": instance(), "bits": numbers(2, 16), "precision": choice(),
+    (quantization.sweep, {**MODEL, **SPLIT, "bits": [4], "calibration": good.split}, {
+        "model": instance(), "split": instance(), "calibration": instance(), "bits": numbers(2, 16), "precision": choice(),
     }),
     (quantization.entropy, {"values": good.logits}, {"values": tensor()}),
     (quantization.huffman_lengths, {"counts": {1: 1}}, {"counts": bad("x", 1, [], {}, {1: 0}, {1: 1.5}, {1: math.nan})}),
@@ -683,7 +684,7 @@ BUILT_BY_US = {
     "SmallMaps",
 }
 WHOLE = (
-    data, models, training, evaluation, convolution, distillation, pruning, low_rank, profiling, quantization, storage, business, results,
+    data, models, training, evaluation, convolution, distillation, pruning, channels, low_rank, profiling, quantization, storage, business, results,
     widgets, series, peers, phone, sessions, export, coreml, serving,
 )  # fmt: skip
 # plotting is not here: its functions draw tables that our own functions made
