@@ -463,3 +463,15 @@ def test_what_is_given_up_stays_zero_whatever_the_optimizer(kind):
         assert not layer.weight[gone].any()
     assert moved  # there was something to hold
     assert (layer.weight == 0).sum() == 192
+
+
+def test_a_weight_given_up_stays_so_under_a_schedule_that_falls():
+    layer = nn.Linear(8, 1, bias=False)
+    pruner = GradualPruner(lambda progress: 0.75 - progress / 2, every=1)
+    run = Run(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2)
+    pruner.on_start(run)
+    gone = ~pruner.masks[""]
+    for run.step in (1, 2):
+        pruner.on_step(run)
+    assert gone.sum() == 6
+    assert torch.equal(~pruner.masks[""], gone)
