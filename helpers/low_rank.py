@@ -13,13 +13,21 @@ from torch import Tensor, nn
 
 from helpers import ranks as choosing
 from helpers.data import Split
-from helpers.evaluation import measure, predict
-from helpers.profiling import count_macs, count_parameters, hooked
-from helpers.ranks import Budget, Counted, Layer, Scheme, break_even_rank, factorized_size
+from helpers.evaluation import measure
+from helpers.profiling import count_macs, count_parameters
+from helpers.ranks import (  # noqa: F401 -- lessons find them here
+    Budget,
+    Counted,
+    Layer,
+    Scheme,
+    break_even_rank,
+    factorizable,
+    factorized_size,
+    responses,
+)
 from helpers.types import Count, Names, Number, PositiveShare, Shape, by_name, checked, several, tensor
 
 Schemes = Literal["channel", "spatial", "auto"]
-__all__ = ["break_even_rank", "factorized_size"]
 
 
 @checked
@@ -49,8 +57,8 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
 def singular_values(module: Layer, scheme: Scheme = "channel") -> Tensor:
     """Return a layer's singular values, largest first, in float64.
 
-    For a grouped convolution the i-th value is the root of the sum of squares of the groups' i-th values, so
-    that ``energy`` says what is kept when every group keeps the same rank.
+    Of a grouped convolution: the root of the sum of squares of the groups' i-th values, so that ``energy`` says
+    what is kept when every group keeps the same rank.
     """
     return torch.linalg.svdvals(matricize(module, scheme).cpu().double()).square().sum(0).sqrt()
 
@@ -165,9 +173,10 @@ def _build(module: Layer, factors: Factors, rank: int, scheme: str) -> nn.Sequen
         first = nn.Linear(module.in_features, rank, bias=False)
         second = nn.Linear(rank, module.out_features, bias=bias is not None)
     else:
-        sides, middle = {"channel": "yx ", "spatial": "y x"}[scheme], module.groups * rank
-        first = _convolution(module, module.in_channels, middle, sides[:2].strip(), bias=False)
-        second = _convolution(module, middle, module.out_channels, sides[2:].strip(), bias=bias is not None)
+        before, after = ("yx", "") if scheme == "channel" else ("y", "x")
+        middle = module.groups * rank
+        first = _convolution(module, module.in_channels, middle, before, bias=False)
+        second = _convolution(module, middle, module.out_channels, after, bias=bias is not None)
     if scheme == "spatial" and isinstance(module, nn.Conv2d):  # rows are (input, y), columns (output, x)
         left, right = right.unflatten(2, (-1, module.kernel_size[1])).transpose(1, 2), left.mT
     parts = nn.Sequential(first, second).to(module.weight.device, module.weight.dtype).train(module.training)
@@ -182,7 +191,7 @@ def _build(module: Layer, factors: Factors, rank: int, scheme: str) -> nn.Sequen
 
 
 def _convolution(module: nn.Conv2d, inputs: int, outputs: int, sides: str, bias: bool) -> nn.Conv2d:
-    """Return a convolution with the geometry of ``module`` along ``sides`` ("y", "x"), and 1 x 1 along the others."""
+    """Return a convolution with the kernel and geometry of ``module`` along ``sides`` only, of "y" and "x"."""
     geometry = {}
     for name, neutral in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
         own = getattr(module, name)
@@ -191,55 +200,6 @@ def _convolution(module: nn.Conv2d, inputs: int, outputs: int, sides: str, bias:
         geometry[name] = own
     own = {"groups": module.groups, "padding_mode": module.padding_mode}
     return nn.Conv2d(inputs, outputs, **geometry, **own, bias=bias)
-
-
-@checked
-def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
-    """Return every Conv2d and Linear by name, in order, but those in ``skip``."""
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
-    _known("skip", skip, layers)
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        owner = owners.setdefault(id(layer.weight), name)
-        if owner != name and name not in skip:
-            raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
-    return {name: layer for name, layer in layers.items() if name not in skip}
-
-
-def _known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:
-    for name in names:
-        if name not in layers:
-            raise ValueError(f"{argument} must be one of {', '.join(layers)}, got {name!r}")
-
-
-@checked
-def responses(model: nn.Module, pictures: Split, skip: Names = ()) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the mean and covariance of every layer's outputs over ``pictures``, bias left out, by layer
-    name.
-
-    Args:
-        model: any module that takes normalised pictures.
-        pictures: a few hundred training pictures.
-        skip: names of layers to leave out.
-    """
-    sums: dict[str, tuple] = {}
-
-    def add(name: str, layer: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
-        outputs = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
-        rows = outputs.flatten(0, -2).unflatten(1, (getattr(layer, "groups", 1), -1)).transpose(0, 1)
-        rows = rows.float() if rows.device.type == "mps" else rows.double()  # Apple's GPUs have no float64
-        if layer.bias is not None:
-            rows = rows - layer.bias.detach().to(rows.dtype).view(len(rows), 1, -1)
-        new = rows.shape[1], rows.sum(1).cpu().double(), (rows.mT @ rows).cpu().double()
-        sums[name] = tuple(a + b for a, b in zip(sums.get(name, (0, 0, 0)), new, strict=True))
-
-    with hooked(factorizable(model, skip), add):
-        predict(model, pictures, batch_size=100)
-    means = {name: total / count for name, (count, total, _) in sums.items()}
-    return {
-        name: (means[name], square / count - means[name][:, :, None] * means[name][:, None])
-        for name, (count, _, square) in sums.items()
-    }
 
 
 @checked
@@ -301,16 +261,12 @@ def factorize(
 
     Args:
         model: any module; it is not changed.
-        energy: as the others, see ``analyze``. A layer that would grow is left as it is, with a warning that
-            names it.
+        energy: as in ``analyze``. A layer that would grow is left as it is, with a warning that names it.
         ranks: {layer name: rank}, honoured even where the layer grows, with a warning; other layers are left
             alone.
         skip: names of layers to leave alone.
-        scheme: with ``ranks``, "auto" is whichever has fewer weights at that rank.
-        budget: instead of ``energy``.
-        count: what the budget counts.
-        round_to: ranks are multiples of this.
-        pictures: training pictures that choose ranks and directions.
+        scheme: as in ``analyze``; with ``ranks``, "auto" is whichever has fewer weights at that rank.
+        budget, count, round_to, pictures: as in ``analyze``.
         input_shape: used only where MACs decide.
 
     Returns:
@@ -330,7 +286,7 @@ def factorize(
             warnings.warn(message, stacklevel=3)  # the line that called, past the check of its arguments
         return _apply(model, plan, factors)
     layers = factorizable(model, skip)
-    _known("ranks", ranks, layers)
+    choosing.known("ranks", ranks, layers)
     others = [name for name in layers if name not in ranks]
     options, factors = _take_apart(model, [*skip, *others], scheme, pictures, None)
     plan = choosing.by_hand(options, ranks)
@@ -362,10 +318,7 @@ def sweep(
         energies: in (0, 1]; the slider of notebook 03 moves through them.
         calibration: training pictures for batch normalisation (see ``evaluation.recalibrate``).
         budgets: shares of the ``count``, in (0, 1].
-        count: as in ``analyze``, and so the others.
-        scheme: see there.
-        skip: see there.
-        pictures: see there.
+        count, scheme, skip, pictures: as in ``analyze``.
         precision: as in ``evaluate``.
 
     Returns:
@@ -386,7 +339,7 @@ def sweep(
 def _take_apart(
     model: nn.Module, skip: Names, scheme: str, pictures: Split | None, input_shape: tuple[int, ...] | None
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Factors]]:
-    """Decompose every layer by each scheme open to it: all ranks there are, and the factors by layer and scheme."""
+    """Decompose every layer by each scheme open to it; return all options, and factors by layer and scheme."""
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     layers = factorizable(model, skip)

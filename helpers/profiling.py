@@ -30,14 +30,15 @@ from helpers.types import Count, Names, Shape, Threads, by_name, checked, whole
 
 PICTURE = (1, 3, 32, 32)
 Repeats = whole(3)  # fewer have no quartiles
-
-# -- time ------------------------------------------------------------------------------------------------
+COMPARED = (
+    "size_mb", "storage", "parameters", "nonzeros", "macs", "accuracy", "correct", "total", "latency_ms",
+    "latency_low_ms", "latency_high_ms", "compression", "speedup",
+)  # fmt: skip
 
 
 @checked
 def time_in_turns(runs: by_name(Callable), repeats: Count = 50) -> dict[str, dict[str, float]]:
-    """Time callables in turns after a warm-up, so that whatever slows the machine for a while slows all of
-    them.
+    """Time callables in turns, after a warm-up: what slows the machine for a while then slows all of them.
 
     Args:
         runs: {name: what to call, without arguments}: a network, or a session of another runtime.
@@ -90,9 +91,6 @@ def _latencies(
     return {name: found | how for name, found in times.items()}
 
 
-# -- layer by layer --------------------------------------------------------------------------------------
-
-
 @checked
 def profile(
     model: nn.Module, input_shape: Shape = PICTURE, *, latency: bool = False, repeats: Count = 20
@@ -129,40 +127,34 @@ def compare_layers(
     Returns:
         A row per name: macs, macs_after, latency_ms, latency_ms_after, times_fewer_macs, times_faster.
     """
-    networks = {"before": before, "after": _on(after, _device(before))}
-    table, rows = _profiles(networks, input_shape, 20).set_index("network"), {}
+    networks = {"": before, "_after": _on(after, _device(before))}
+    table, rows, columns = _profiles(networks, input_shape, 20), {}, ["macs", "latency_ms"]
     for name in names:
         own = table[(table["layer"] + ".").str.startswith(f"{name}.")]
-        if {*own.index} != {*networks}:
+        sums = own.groupby("network")[columns].sum()
+        if len(sums) < 2:
             raise ValueError(f"names must be of layers that run in both networks, got {name!r}")
-        sums = own.groupby(level=0)[["macs", "latency_ms"]].sum()
-        rows[name] = {
-            "macs": sums.loc["before", "macs"], "macs_after": sums.loc["after", "macs"],
-            "latency_ms": sums.loc["before", "latency_ms"], "latency_ms_after": sums.loc["after", "latency_ms"],
-        }  # fmt: skip
-    found = pd.DataFrame.from_dict(rows, orient="index").astype({"macs": int, "macs_after": int})
-    return found.assign(
-        times_fewer_macs=found["macs"] / found["macs_after"],
-        times_faster=found["latency_ms"] / found["latency_ms_after"],
-    )
+        rows[name] = {column + side: sums.loc[side, column] for column in columns for side in networks}
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    found["times_fewer_macs"] = found["macs"] / found["macs_after"]
+    found["times_faster"] = found["latency_ms"] / found["latency_ms_after"]
+    return found
 
 
 @torch.no_grad()
 def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repeats: int) -> pd.DataFrame:
-    """Profile networks together: a row per network and call of a leaf layer; with ``repeats``, all timed in turns."""
+    """Profile networks together: a row per network and leaf layer that runs; with ``repeats``, timed."""
     rows, counted, runs = [], set(), {}
     for network, model in networks.items():
         for name, layer, run in calls(model, input_shape):
             output, macs = _macs(run)
-            own = [
-                one
-                for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-                if one not in counted
-            ]
-            counted.update(own)
+            own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+            own = [one for one in own if id(one) not in counted]
+            counted.update(map(id, own))
             runs[str(len(rows))] = run
             rows.append({
-                "network": network, "layer": name, "type": type(layer).__name__, "output_shape": tuple(output.shape),
+                "network": network, "layer": name, "type": type(layer).__name__,
+                "output_shape": tuple(output.shape),
                 "parameters": sum(one.numel() for one in own if isinstance(one, nn.Parameter)),
                 "bytes": sum(one.nbytes for one in own), "macs": macs,
             })  # fmt: skip
@@ -174,7 +166,7 @@ def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repe
 
 @checked
 def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.Module, partial]]:
-    """Run a copy of ``model``; return name, layer and a call on its own input for each leaf layer, in order."""
+    """Run a copy of ``model``; return name, layer and call (on its own input) of each leaf layer, in order."""
     network, found = _laid_out(model), []
     leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
 
@@ -188,14 +180,11 @@ def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.
 
 @checked
 def hooked(layers: by_name(nn.Module), hook: Callable) -> ExitStack:
-    """Return the context that calls ``hook(name, layer, inputs, named inputs, output)`` after each run of ``layers``."""
+    """Return a context in which ``hook(name, layer, inputs, named, output)`` follows each run of ``layers``."""
     hooks = ExitStack()
     for name, layer in layers.items():
         hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
     return hooks
-
-
-# -- counts ----------------------------------------------------------------------------------------------
 
 
 @checked
@@ -206,7 +195,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @checked
 def count_macs(model: nn.Module, input_shape: Shape = PICTURE) -> int:
-    """Return the multiply-accumulates of one forward pass: convolutions and matrix products, half the FLOPs."""
+    """Return the multiply-accumulates of one forward pass: half the FLOPs of its matrix products."""
     with evaluating(model):
         return _macs(partial(_forward, model, _example(model, input_shape)))[1]
 
@@ -219,14 +208,14 @@ def _macs(run: Callable) -> tuple[Any, int]:
 
 @checked
 def file_bytes(model: nn.Module, dtype: torch.dtype | None = None, storage: str = "dense") -> int:
-    """Return the bytes of the file that ``models.save`` writes for this model (really written, then deleted)."""
+    """Return the bytes of the file that ``models.save`` really writes for this model; it is then deleted."""
     with tempfile.TemporaryDirectory() as folder:
         return models.save(model, Path(folder) / "model.safetensors", dtype, storage).stat().st_size
 
 
 @checked
 def storage_table(model: nn.Module, dtype: torch.dtype | None = None) -> pd.DataFrame:
-    """Write ``model`` in every storage of ``helpers.storage``: a row each, with storage, bytes and ratio to dense."""
+    """Write ``model`` in every storage of ``helpers.storage``: a row each: storage, bytes, ratio to dense."""
     sizes = {storage: file_bytes(model, dtype, storage) for storage in STORAGES}
     table = pd.DataFrame({"storage": sizes.keys(), "bytes": sizes.values()})
     return table.assign(ratio=sizes["dense"] / table["bytes"])
@@ -248,8 +237,7 @@ def smallest_file(model: nn.Module) -> tuple[str, int]:
 
 @checked
 def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
-    """Return the most bytes of tensors alive during one forward pass: weights, buffers, the input and
-    activations.
+    """Return the most bytes of tensors alive during one forward pass: weights, buffers, input, activations.
 
     On a GPU this is the allocator's own peak. On a CPU, where there is no such count, it is taken from the
     profiler's record of every allocation; workspaces that a kernel takes behind PyTorch's back are not in it.
@@ -257,8 +245,7 @@ def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
     example = _example(model, input_shape)
     resident = sum(one.nbytes for one in (*model.parameters(), *model.buffers(), example))
     if example.device.type not in ("cpu", "cuda"):
-        where = f"on the CPU or on a CUDA GPU to have its memory counted, got {example.device}: move it"
-        raise ValueError(f"model must be {where}")
+        raise ValueError(f"model must be on the CPU or a CUDA GPU to count its memory, got {example.device}")
     with evaluating(model):
         _forward(model, example)  # a warm-up: workspaces of libraries come with the first call and stay
         if example.device.type == "cuda":
@@ -271,9 +258,6 @@ def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return resident + max(accumulate(changes), default=0)
-
-
-# -- side by side ----------------------------------------------------------------------------------------
 
 
 @checked
@@ -296,8 +280,7 @@ def summarize(
 
     Returns:
         parameters, nonzeros (of them), macs, bytes and storage (of the smallest file; see ``smallest_file``),
-        accuracy (an Accuracy or None), memory_bytes (peak while running), and the keys of
-        ``measure_latency``.
+        accuracy (an Accuracy or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
     """
     memory = {"memory_bytes": peak_memory(model, input_shape)}
     latency = measure_latency(model, input_shape, threads=threads, repeats=repeats)
@@ -331,11 +314,8 @@ def compare(
 
     Args:
         networks: {name: model}.
-        data: as in ``summarize``, and so the others.
+        data, input_shape, threads, repeats: as in ``summarize``.
         baseline: the name that compression and speed-up are counted from. Default: the first.
-        input_shape: see there.
-        threads: see there.
-        repeats: see there.
 
     Returns:
         A row per network, indexed by name: size_mb (of the smallest file), storage, parameters, nonzeros,
@@ -348,27 +328,21 @@ def compare(
     baseline = next(iter(networks)) if baseline is None else baseline
     if baseline not in networks:
         raise ValueError(f"baseline must be one of {', '.join(map(repr, networks))}, got {baseline!r}")
-    device, rows = _device(networks[baseline]), []
+    device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
     times = _latencies(networks, input_shape, threads, repeats)
-    for name, model in networks.items():
-        cost = _costs(model, data, input_shape)
-        row = {"model": name, "size_mb": cost["bytes"] / 1e6}
-        row |= {key: cost[key] for key in ("storage", "parameters", "nonzeros", "macs")}
-        if (accuracy := cost["accuracy"]) is not None:
-            row |= {"accuracy": 100 * float(accuracy), "correct": accuracy.correct, "total": accuracy.total}
-        rows.append(
-            row | {key: times[name][key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")}
-        )
-    table = pd.DataFrame(rows).set_index("model")
-    first = table.loc[baseline]
-    table["compression"] = first["size_mb"] / table["size_mb"]
+    costs = [_costs(model, data, input_shape) | times[name] for name, model in networks.items()]
+    table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
+    first, accuracies = table.loc[baseline], table.pop("accuracy")
+    table["size_mb"] = table["bytes"] / 1e6
+    table["compression"] = first["bytes"] / table["bytes"]
     table["speedup"] = first["latency_ms"] / table["latency_ms"]
-    table.attrs = {"batch": input_shape[0], "threads": times[baseline]["threads"], "device": str(device)}
+    if data is not None:
+        table[["correct", "total"]] = [(one.correct, one.total) for one in accuracies]
+        table["accuracy"] = 100 * table["correct"] / table["total"]
+    table = table[[column for column in COMPARED if column in table]]
+    table.attrs = {"batch": input_shape[0], "threads": first["threads"], "device": str(device)}
     return table
-
-
-# -- inside ----------------------------------------------------------------------------------------------
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -376,12 +350,12 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``model``, or a copy of it on ``device``: a time on a GPU beside one on a CPU would compare processors."""
+    """Return ``model``, or a copy of it on ``device``: times on two devices would compare processors."""
     return model if _device(model) == device else copy.deepcopy(model).to(device)
 
 
 def _laid_out(model: nn.Module) -> nn.Module:
-    """Copy a model in eval mode, its weights channels last, so that their order alone makes no difference in time."""
+    # the same memory format for all, so that networks do not differ in time by the order of their weights alone
     return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
 
 
@@ -396,7 +370,5 @@ def _forward(model: nn.Module, example: Tensor) -> Tensor:
     try:
         return model(example)
     except (RuntimeError, ValueError, IndexError) as error:
-        message = (
-            f"input_shape must be that of an input the model takes, got {tuple(example.shape)} ({error})"
-        )
-        raise ValueError(message) from error
+        shape = tuple(example.shape)
+        raise ValueError(f"input_shape must be one that the model takes, got {shape} ({error})") from error

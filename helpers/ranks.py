@@ -13,10 +13,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from helpers.profiling import calls
-from helpers.types import Count, PositiveShare, Shape, Whole, by_name, checked, several, tensor
+from helpers.data import Split
+from helpers.evaluation import predict
+from helpers.profiling import calls, hooked
+from helpers.types import Count, Names, PositiveShare, Shape, Whole, by_name, checked, several, tensor
 
 Layer = nn.Conv2d | nn.Linear
 Scheme = Literal["channel", "spatial"]
@@ -42,9 +44,59 @@ def factorized_size(module: Layer, rank: Count, scheme: Scheme = "channel") -> i
 
 @checked
 def break_even_rank(module: Layer, scheme: Scheme = "channel") -> int:
-    """Return the largest rank at which the two parts have fewer weights than the layer, 0 if there is none."""
+    """Return the largest rank at which the two parts have fewer weights than the layer, 0 if none."""
     _, rows, columns = sides(module, scheme)
     return (rows * columns - 1) // (rows + columns)
+
+
+@checked
+def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
+    """Return every Conv2d and Linear by name, in order, but those in ``skip``."""
+    layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
+    known("skip", skip, layers)
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        owner = owners.setdefault(id(layer.weight), name)
+        if owner != name and name not in skip:
+            raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
+    return {name: layer for name, layer in layers.items() if name not in skip}
+
+
+def known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:
+    """Refuse names that are not among ``layers``."""
+    for name in names:
+        if name not in layers:
+            raise ValueError(f"{argument} must be one of {', '.join(layers)}, got {name!r}")
+
+
+@checked
+def responses(model: nn.Module, pictures: Split, skip: Names = ()) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the mean and covariance of every layer's outputs over ``pictures``, bias left out, by layer
+    name.
+
+    Args:
+        model: any module that takes normalised pictures.
+        pictures: a few hundred training pictures.
+        skip: names of layers to leave out.
+    """
+    sums: dict[str, tuple] = {}
+
+    def add(name: str, layer: Layer, inputs: tuple, named: dict, output: Tensor) -> None:
+        outputs = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
+        rows = outputs.flatten(0, -2).unflatten(1, (getattr(layer, "groups", 1), -1)).transpose(0, 1)
+        rows = rows.float() if rows.device.type == "mps" else rows.double()  # Apple's GPUs have no float64
+        if layer.bias is not None:
+            rows = rows - layer.bias.detach().to(rows.dtype).view(len(rows), 1, -1)
+        new = rows.shape[1], rows.sum(1).cpu().double(), (rows.mT @ rows).cpu().double()
+        sums[name] = tuple(a + b for a, b in zip(sums.get(name, (0, 0, 0)), new, strict=True))
+
+    with hooked(factorizable(model, skip), add):
+        predict(model, pictures, batch_size=100)
+    means = {name: total / count for name, (count, total, _) in sums.items()}
+    return {
+        name: (means[name], square / count - means[name][:, :, None] * means[name][:, None])
+        for name, (count, _, square) in sums.items()
+    }
 
 
 @checked
@@ -126,7 +178,7 @@ def _by_budget(options: pd.DataFrame, budget: float | tuple[float, ...], count: 
     costs = [table[f"factorized_{one}"].where(table["worthwhile"], table[one]) for one in counted]
     cost, total = np.stack(costs, axis=1), whole[counted].sum().to_numpy()
     limits = total * shares
-    # With two budgets a step's price is a mixture of both costs, in units of its budget; the best of several is taken.
+    # Prices are in units of the budget. Of two, a step's price is a mixture; the best of several is taken.
     mixtures = [(part, 1 - part) for part in np.linspace(0, 1, 11)] if count == "both" else [(1,)]
     plans = [_spend(table, cost, limits, mixture / np.maximum(1, limits)) for mixture in mixtures]
     affordable = [rows for rows in plans if (cost[rows].sum(0) <= limits).all()]
@@ -138,10 +190,11 @@ def _by_budget(options: pd.DataFrame, budget: float | tuple[float, ...], count: 
 
 
 def _spend(table: pd.DataFrame, cost: np.ndarray, limits: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Return a row for each layer: from the cheapest on, always the step with most energy for its price that fits.
+    """Return a row for each layer: from the cheapest on, always the affordable step with most energy for its
+    price.
 
-    Each layer so moves along the upper hull of its options, which is the best plan but for the last steps (Sinha and
-    Zoltners 1979, the multiple-choice knapsack problem).
+    Each layer so moves along the upper hull of its options, which is the best plan but for the last steps
+    (Sinha and Zoltners 1979, the multiple-choice knapsack problem).
     """
     energy, price = table["energy"].to_numpy(), cost @ prices
     options = list(table.groupby("layer", sort=False).indices.values())
