@@ -15,19 +15,11 @@ from helpers import ranks as choosing
 from helpers.data import Split
 from helpers.evaluation import measure
 from helpers.profiling import count_macs, count_parameters
-from helpers.ranks import (  # noqa: F401 -- lessons find them here
-    Budget,
-    Counted,
-    Layer,
-    Scheme,
-    break_even_rank,
-    factorizable,
-    factorized_size,
-    responses,
-)
+from helpers.ranks import Budget, Counted, Layer, Scheme, factorizable, responses
 from helpers.types import Count, Names, Number, PositiveShare, Shape, by_name, checked, several, tensor
 
 Schemes = Literal["channel", "spatial", "auto"]
+break_even_rank, factorized_size = choosing.break_even_rank, choosing.factorized_size
 
 
 @checked
@@ -57,16 +49,15 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
 def singular_values(module: Layer, scheme: Scheme = "channel") -> Tensor:
     """Return a layer's singular values, largest first, in float64.
 
-    Of a grouped convolution: the root of the sum of squares of the groups' i-th values, so that ``energy`` says
-    what is kept when every group keeps the same rank.
+    Of a grouped convolution they are the roots of the sums of the groups' squares, so that ``energy`` says what
+    is kept when every group keeps the same rank.
     """
     return torch.linalg.svdvals(matricize(module, scheme).cpu().double()).square().sum(0).sqrt()
 
 
 @checked
 def energy(singular_values: tensor(1) | several(Number)) -> Tensor:
-    """Return the share of the squared weights that the first 1, 2, ... singular values keep (Eckart and Young
-    1936).
+    """Return the share of the squared weights that rank 1, 2, ... keeps (Eckart and Young 1936).
 
     Args:
         singular_values: non-negative, largest first.
@@ -94,10 +85,8 @@ class Factors:
 
     Attributes:
         left: groups x rows x full rank.
-        right: groups x columns x full rank; the matrix is ``left @ right.mT``, and each side has the root of
-            the singular value.
-        values: the singular values, largest first; with pictures, the standard deviations of the responses
-            along them.
+        right: groups x columns x full rank; the matrix is ``left @ right.mT``, each with the root of ``values``.
+        values: the singular values, largest first, or the standard deviations of the responses to pictures.
         mean: of the responses to pictures, groups x rows; None without.
     """
 
@@ -114,15 +103,13 @@ def decompose(
     """Take a layer's matrix apart by its singular values, or by the principal components of its responses.
 
     The second is data-aware: of all matrices of rank r, projecting the responses on their first r principal
-    components changes the layer's outputs least (Zhang 2016, section 3.1). The same follows from whitening
-    the weights by the inputs' covariance before the SVD, but needs a covariance of outputs only, which is
-    many times smaller.
+    components changes the layer's outputs least (Zhang 2016, section 3.1). Whitening the weights by the
+    inputs' covariance before the SVD gives the same, but that covariance is many times larger.
 
     Args:
         module: a Conv2d or Linear.
         scheme: "channel" or "spatial".
-        responses: mean (groups x rows) and covariance (groups x rows x rows) of the outputs, bias left out;
-            "channel" only.
+        responses: mean (groups x rows) and covariance (groups x rows x rows) of the outputs without bias.
     """
     matrix = matricize(module, scheme).cpu().double()
     if responses is None:
@@ -191,8 +178,7 @@ def _build(module: Layer, factors: Factors, rank: int, scheme: str) -> nn.Sequen
 
 
 def _convolution(module: nn.Conv2d, inputs: int, outputs: int, sides: str, bias: bool) -> nn.Conv2d:
-    """Return a convolution with the kernel and geometry of ``module`` along ``sides`` only, of "y" and "x"."""
-    geometry = {}
+    geometry = {}  # that of module along sides, of "y" and "x"; 1 wide along the others
     for name, neutral in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
         own = getattr(module, name)
         if not isinstance(own, str):  # "same" and "valid" are so along every side
@@ -222,17 +208,13 @@ def analyze(
         energy: share of each layer's squared weights to keep, in (0, 1]; not used with ``budget``.
         scheme: "channel", "spatial", or "auto": for each layer whichever needs fewer MACs, or buys more.
         skip: names of layers to leave out.
-        budget: share of these layers' ``count`` that the network may keep, in (0, 1]. The ranks then are
-            those with (nearly) the largest sum of the layers' energies for the money; a layer too dear to
-            split stays whole.
-        count: "parameters", "macs", or "both": what ``budget`` counts; with "both", neither may take a larger
-            share (two shares, if ``budget`` is a pair).
-        round_to: ranks are multiples of this where the layer has that many: up for an energy, so that it is
-            kept.
+        budget: share of these layers' ``count`` that the network may keep, in (0, 1], spent on (nearly) the
+            largest sum of the layers' energies; a layer that is cheaper whole stays whole.
+        count: what the budget counts; with "both", neither may exceed it, or its own of a pair of budgets.
+        round_to: ranks are multiples of this where the layer has that many; up for an energy, to keep it.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``);
             "channel" only. Energy then is the share of the variance of the layer's responses.
-        input_shape: of the model's input, for MACs. None: MACs are given for one output position of a wide
-            picture.
+        input_shape: of the model's input, for MACs. None: MACs of one output position of a wide picture.
 
     Returns:
         A row per layer: layer, shape, scheme, full_rank, rank, energy (really kept), parameters and
@@ -262,8 +244,7 @@ def factorize(
     Args:
         model: any module; it is not changed.
         energy: as in ``analyze``. A layer that would grow is left as it is, with a warning that names it.
-        ranks: {layer name: rank}, honoured even where the layer grows, with a warning; other layers are left
-            alone.
+        ranks: {layer name: rank}, honoured, with a warning where the layer grows; others are left alone.
         skip: names of layers to leave alone.
         scheme: as in ``analyze``; with ``ranks``, "auto" is whichever has fewer weights at that rank.
         budget, count, round_to, pictures: as in ``analyze``.
@@ -280,10 +261,8 @@ def factorize(
         plan = choosing.plan(options, energy, budget, count, round_to)
         alone = plan.loc[~plan["worthwhile"], "layer"]
         if len(alone) and budget is None:
-            message = (
-                f"left alone, since two parts would be no smaller at energy {energy:g}: {', '.join(alone)}"
-            )
-            warnings.warn(message, stacklevel=3)  # the line that called, past the check of its arguments
+            why = f"since two parts would be no smaller at energy {energy:g}"
+            warnings.warn(f"left alone, {why}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
         return _apply(model, plan, factors)
     layers = factorizable(model, skip)
     choosing.known("ranks", ranks, layers)
@@ -339,7 +318,6 @@ def sweep(
 def _take_apart(
     model: nn.Module, skip: Names, scheme: str, pictures: Split | None, input_shape: tuple[int, ...] | None
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Factors]]:
-    """Decompose every layer by each scheme open to it; return all options, and factors by layer and scheme."""
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
     layers = factorizable(model, skip)
@@ -361,7 +339,6 @@ def _take_apart(
 
 
 def _apply(model: nn.Module, plan: pd.DataFrame, factors: dict[tuple[str, str], Factors]) -> nn.Module:
-    """Return a copy of ``model`` in which the layers worth it are split as planned."""
     result = copy.deepcopy(model)
     for row in plan[plan["worthwhile"]].itertuples():
         whole = result.get_submodule(row.layer)

@@ -8,6 +8,7 @@ with its interquartile range, and says batch size and thread count. MB are 10^6 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -143,7 +144,6 @@ def compare_layers(
 
 @torch.no_grad()
 def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repeats: int) -> pd.DataFrame:
-    """Profile networks together: a row per network and leaf layer that runs; with ``repeats``, timed."""
     rows, counted, runs = [], set(), {}
     for network, model in networks.items():
         for name, layer, run in calls(model, input_shape):
@@ -166,12 +166,12 @@ def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repe
 
 @checked
 def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.Module, partial]]:
-    """Run a copy of ``model``; return name, layer and call (on its own input) of each leaf layer, in order."""
+    """Return name, layer and a call on its own input of each leaf layer of a copy of ``model``, in order."""
     network, found = _laid_out(model), []
     leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
 
     def note(name: str, layer: nn.Module, inputs: tuple, named: dict, output: Any) -> None:
-        found.append((name, layer, partial(layer, *copy.deepcopy(inputs), **named)))  # inputs change in place
+        found.append((name, layer, partial(layer, *copy.deepcopy(inputs), **named)))
 
     with torch.no_grad(), hooked(leaves, note):
         _forward(network, _example(model, input_shape))
@@ -180,7 +180,7 @@ def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.
 
 @checked
 def hooked(layers: by_name(nn.Module), hook: Callable) -> ExitStack:
-    """Return a context in which ``hook(name, layer, inputs, named, output)`` follows each run of ``layers``."""
+    """Return a context that calls ``hook(name, layer, inputs, named, output)`` when one of ``layers`` has run."""
     hooks = ExitStack()
     for name, layer in layers.items():
         hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
@@ -225,8 +225,7 @@ def storage_table(model: nn.Module, dtype: torch.dtype | None = None) -> pd.Data
 def smallest_file(model: nn.Module) -> tuple[str, int]:
     """Return the storage in which this model's file is smallest, and its bytes.
 
-    A network without zeros to speak of (fewer than one weight in 32, the price of a mask) is stored dense, as
-    everybody does.
+    With fewer zeros than one weight in 32, the price of a mask, that is dense.
     """
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
@@ -274,9 +273,7 @@ def summarize(
     Args:
         model: made by ``models.build``, possibly compressed since.
         data: measures accuracy on its test split (of a Data) or on it (a Split). Default: no accuracy.
-        input_shape: for MACs, memory and latency.
-        threads: for latency. Default: as many as PyTorch uses now.
-        repeats: timings.
+        input_shape, threads, repeats: as in ``measure_latency``.
 
     Returns:
         parameters, nonzeros (of them), macs, bytes and storage (of the smallest file; see ``smallest_file``),
@@ -350,17 +347,18 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``model``, or a copy of it on ``device``: times on two devices would compare processors."""
+    # times on two devices would compare processors
     return model if _device(model) == device else copy.deepcopy(model).to(device)
 
 
 def _laid_out(model: nn.Module) -> nn.Module:
-    # the same memory format for all, so that networks do not differ in time by the order of their weights alone
+    # one memory format for all: networks must not differ in time by the order of their weights alone
     return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
 
 
 def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Draw an input on the model's device, in its type and in channels-last order."""
+    if not shape or math.prod(shape) > 2**31:
+        raise ValueError(f"input_shape must be the sizes of a tensor of 1 to 2^31 numbers, got {shape}")
     first = next(model.parameters(), torch.empty(0))
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
     return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example

@@ -9,6 +9,7 @@ from torch import nn
 
 from helpers import low_rank, models
 from helpers.data import batches, load_data
+from helpers.evaluation import recalibrate
 from helpers.low_rank import (
     analyze,
     break_even_rank,
@@ -20,7 +21,6 @@ from helpers.low_rank import (
     singular_values,
     split,
 )  # fmt: skip
-from helpers.evaluation import recalibrate
 from helpers.profiling import count_macs, count_parameters
 from helpers.training import evaluate, fit
 
