@@ -25,7 +25,7 @@ def bench(tmp_path_factory):
     """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["teacher2", "dense", "lossless", "micro12_taught"], bench, [0]),
+        plan(["teacher2", "dense", "lossless", "micro12_taught"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -140,7 +140,7 @@ class TestRun:
             name: f"{name}@{fingerprint(bench.file(name))}"
             for name in ("teacher1", "teacher2", "rank6", "lossless")
         }
-        assert rows.loc[("lossless", "torch"), "start"] == marks["rank6"]
+        assert rows.loc[("lossless", "onnx"), "start"] == marks["rank6"]
         assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
@@ -172,7 +172,7 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["teacher2", "dense", "lossless", "micro12_taught"], bench, [0]) == {}
+        assert plan(["teacher2", "dense", "lossless", "micro12_taught"], bench) == {}
         changed = replace(NETWORKS["lossless"], start="teacher2")
         monkeypatch.setitem(NETWORKS, "lossless", changed)
         assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
@@ -208,10 +208,11 @@ class TestRun:
         assert shown["network"].tolist() == ["lossless"]
         assert shown["accuracy"].iloc[0].endswith(f"({row['correct']:.0f} of 300)") or True
 
-    def test_a_scan_is_made_once(self, bench):
-        first = run.scan("teacher2", "channel", bench)
-        assert len(results.read("scans", bench.results)) == len(first) == 5 * 16
-        assert run.scan("teacher2", "channel", bench).equals(first)
+    def test_a_scan_is_made_once(self, bench, monkeypatch):
+        monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
+        first = run.scan("teacher2", "weight", bench)
+        assert len(results.read("scans", bench.results)) == len(first) == 2 * 17
+        assert run.scan("teacher2", "weight", bench).equals(first)
         assert set(first.columns) >= {"layer", "ratio", "recalibrated", "accuracy"}
 
     def test_the_list_says_what_is_there(self, bench):
