@@ -25,7 +25,7 @@ def bench(tmp_path_factory):
     """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["teacher2", "dense", "lossless", "micro12_taught"], bench),
+        plan(["teacher2", "dense", "lossless", "micro"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -144,7 +144,7 @@ class TestRun:
         assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
-        assert rows.loc[("micro12_taught", "torch"), ["start", "teacher"]].tolist() == [
+        assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
             "micro_convnet",
             marks["rank6"],
         ]
@@ -172,7 +172,7 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["teacher2", "dense", "lossless", "micro12_taught"], bench) == {}
+        assert plan(["teacher2", "dense", "lossless", "micro"], bench) == {}
         changed = replace(NETWORKS["lossless"], start="teacher2")
         monkeypatch.setitem(NETWORKS, "lossless", changed)
         assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
