@@ -49,8 +49,8 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
 def singular_values(module: Layer, scheme: Scheme = "channel") -> Tensor:
     """Return a layer's singular values, largest first, in float64.
 
-    Of a grouped convolution they are the roots of the sums of the groups' squares, so that ``energy`` says what
-    is kept when every group keeps the same rank.
+    Of a grouped convolution they are the roots of the sums of the groups' squares, so that ``energy`` says
+    what is kept when every group keeps the same rank.
     """
     return torch.linalg.svdvals(matricize(module, scheme).cpu().double()).square().sum(0).sqrt()
 
@@ -85,7 +85,7 @@ class Factors:
 
     Attributes:
         left: groups x rows x full rank.
-        right: groups x columns x full rank; the matrix is ``left @ right.mT``, each with the root of ``values``.
+        right: groups x columns x full rank; the matrix is ``left @ right.mT``.
         values: the singular values, largest first, or the standard deviations of the responses to pictures.
         mean: of the responses to pictures, groups x rows; None without.
     """
@@ -246,9 +246,8 @@ def factorize(
         energy: as in ``analyze``. A layer that would grow is left as it is, with a warning that names it.
         ranks: {layer name: rank}, honoured, with a warning where the layer grows; others are left alone.
         skip: names of layers to leave alone.
-        scheme: as in ``analyze``; with ``ranks``, "auto" is whichever has fewer weights at that rank.
-        budget, count, round_to, pictures: as in ``analyze``.
-        input_shape: used only where MACs decide.
+        scheme: with ``ranks``, "auto" is whichever has fewer weights at that rank; else as in ``analyze``.
+        budget, count, round_to, pictures, input_shape: as in ``analyze``.
 
     Returns:
         The copy. A model of ``models.build`` keeps its recipe, so it saves, loads and trains like any other.

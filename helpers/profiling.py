@@ -1,5 +1,4 @@
-"""What a network costs: parameters, MACs, bytes, memory and time; per layer, for one network, and side by
-side.
+"""What a network costs: parameters, MACs, bytes, memory and time; by layer, for one network, side by side.
 
 1 MAC is one multiply-accumulate, 2 FLOPs. Size is the bytes of a file really written. Latency is a median
 with its interquartile range, and says batch size and thread count. MB are 10^6 bytes.
@@ -14,8 +13,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -31,10 +28,7 @@ from helpers.types import Count, Names, Shape, Threads, by_name, checked, whole
 
 PICTURE = (1, 3, 32, 32)
 Repeats = whole(3)  # fewer have no quartiles
-COMPARED = (
-    "size_mb", "storage", "parameters", "nonzeros", "macs", "accuracy", "correct", "total", "latency_ms",
-    "latency_low_ms", "latency_high_ms", "compression", "speedup",
-)  # fmt: skip
+LATENCY = ["latency_ms", "latency_low_ms", "latency_high_ms"]
 
 
 @checked
@@ -57,7 +51,7 @@ def time_in_turns(runs: by_name(Callable), repeats: Count = 50) -> dict[str, dic
             run()
             times[name].append(1e3 * (timer() - start))
     quartiles = pd.DataFrame(times).quantile([0.5, 0.25, 0.75])
-    return quartiles.set_axis(["latency_ms", "latency_low_ms", "latency_high_ms"]).to_dict()
+    return quartiles.set_axis(LATENCY).to_dict()
 
 
 @checked
@@ -66,21 +60,14 @@ def measure_latency(
 ) -> dict:
     """Time the forward pass, in eval mode, channels last, after a warm-up.
 
-    Args:
-        model: any module that takes one tensor.
-        input_shape: of that tensor.
-        threads: of PyTorch. Default: as many as it uses now.
-        repeats: timings.
-
     Returns:
-        latency_ms (median), latency_low_ms and latency_high_ms (quartiles), batch, threads, repeats.
+        latency_ms (median), latency_low_ms and latency_high_ms (quartiles), batch, threads (of PyTorch; by
+        default as many as it uses now), repeats.
     """
     return _latencies({"model": model}, input_shape, threads, repeats)["model"]
 
 
-def _latencies(
-    networks: dict[str, nn.Module], input_shape: tuple[int, ...], threads: int | None, repeats: int
-) -> dict[str, dict]:
+def _latencies(networks: dict, input_shape: tuple, threads: int | None, repeats: int) -> dict[str, dict]:
     threads = threads or torch.get_num_threads()
     runs = {
         name: partial(_forward, _laid_out(model), _example(model, input_shape))
@@ -101,8 +88,7 @@ def profile(
     Args:
         model: any module that takes one tensor.
         input_shape: of that tensor, batch first; MACs and times are for the whole batch.
-        latency: also time the layers, each on its own real input, in turns.
-        repeats: timings per layer.
+        latency: also time the layers, each on its own real input, in turns, ``repeats`` times.
 
     Returns:
         DataFrame with layer, type, output_shape, parameters, bytes (of parameters and buffers in memory),
@@ -117,13 +103,7 @@ def profile(
 def compare_layers(
     before: nn.Module, after: nn.Module, names: Names, input_shape: Shape = PICTURE
 ) -> pd.DataFrame:
-    """Put layers beside what they became, parts of a split layer together, and time them in turns.
-
-    Args:
-        before: a network.
-        after: the same, with some layers replaced by several under the same name.
-        names: the layers to compare.
-        input_shape: for both.
+    """Put layers beside what they became (all parts under the same name), and time them in turns.
 
     Returns:
         A row per name: macs, macs_after, latency_ms, latency_ms_after, times_fewer_macs, times_faster.
@@ -170,7 +150,7 @@ def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.
     network, found = _laid_out(model), []
     leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
 
-    def note(name: str, layer: nn.Module, inputs: tuple, named: dict, output: Any) -> None:
+    def note(name: str, layer: nn.Module, inputs: tuple, named: dict, output: object) -> None:
         found.append((name, layer, partial(layer, *copy.deepcopy(inputs), **named)))
 
     with torch.no_grad(), hooked(leaves, note):
@@ -180,7 +160,7 @@ def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.
 
 @checked
 def hooked(layers: by_name(nn.Module), hook: Callable) -> ExitStack:
-    """Return a context that calls ``hook(name, layer, inputs, named, output)`` when one of ``layers`` has run."""
+    """Return a context that calls ``hook(name, layer, inputs, named, output)`` after each run of a layer."""
     hooks = ExitStack()
     for name, layer in layers.items():
         hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
@@ -200,7 +180,7 @@ def count_macs(model: nn.Module, input_shape: Shape = PICTURE) -> int:
         return _macs(partial(_forward, model, _example(model, input_shape)))[1]
 
 
-def _macs(run: Callable) -> tuple[Any, int]:
+def _macs(run: Callable) -> tuple[Tensor, int]:
     with FlopCounterMode(display=False) as counter:
         output = run()
     return output, counter.get_total_flops() // 2
@@ -210,7 +190,7 @@ def _macs(run: Callable) -> tuple[Any, int]:
 def file_bytes(model: nn.Module, dtype: torch.dtype | None = None, storage: str = "dense") -> int:
     """Return the bytes of the file that ``models.save`` really writes for this model; it is then deleted."""
     with tempfile.TemporaryDirectory() as folder:
-        return models.save(model, Path(folder) / "model.safetensors", dtype, storage).stat().st_size
+        return models.save(model, f"{folder}/model.safetensors", dtype, storage).stat().st_size
 
 
 @checked
@@ -223,10 +203,8 @@ def storage_table(model: nn.Module, dtype: torch.dtype | None = None) -> pd.Data
 
 @checked
 def smallest_file(model: nn.Module) -> tuple[str, int]:
-    """Return the storage in which this model's file is smallest, and its bytes.
-
-    With fewer zeros than one weight in 32, the price of a mask, that is dense.
-    """
+    """Return the storage in which this model's file is smallest ("dense" if few are zero) and its bytes."""
+    # fewer zeros than one weight in 32 do not even pay for a mask
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     few = 32 * zeros < sum(weight.numel() for weight in weights)
@@ -238,8 +216,8 @@ def smallest_file(model: nn.Module) -> tuple[str, int]:
 def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
     """Return the most bytes of tensors alive during one forward pass: weights, buffers, input, activations.
 
-    On a GPU this is the allocator's own peak. On a CPU, where there is no such count, it is taken from the
-    profiler's record of every allocation; workspaces that a kernel takes behind PyTorch's back are not in it.
+    On a GPU it is the allocator's own peak. On a CPU it is taken from the profiler's record of allocations;
+    workspaces that a kernel takes behind PyTorch's back are not in it.
     """
     example = _example(model, input_shape)
     resident = sum(one.nbytes for one in (*model.parameters(), *model.buffers(), example))
@@ -276,15 +254,15 @@ def summarize(
         input_shape, threads, repeats: as in ``measure_latency``.
 
     Returns:
-        parameters, nonzeros (of them), macs, bytes and storage (of the smallest file; see ``smallest_file``),
-        accuracy (an Accuracy or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
+        parameters, nonzeros (of them), macs, bytes and storage (of the smallest file), accuracy (an Accuracy
+        or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
     """
     memory = {"memory_bytes": peak_memory(model, input_shape)}
     latency = measure_latency(model, input_shape, threads=threads, repeats=repeats)
     return _costs(model, data, input_shape) | memory | latency
 
 
-def _costs(model: nn.Module, data: Data | Split | None, input_shape: tuple[int, ...]) -> dict[str, Any]:
+def _costs(model: nn.Module, data: Data | Split | None, input_shape: tuple[int, ...]) -> dict[str, object]:
     split = data.test if isinstance(data, Data) else data
     storage, size = smallest_file(model)
     return {
@@ -320,24 +298,24 @@ def compare(
         compression (times fewer bytes than the baseline), speedup (times lower latency). ``.attrs`` holds
         batch, threads and device: the baseline's, to which networks on another one are copied.
     """
-    if not networks:
-        raise ValueError("networks must hold at least one model, got an empty mapping")
-    baseline = next(iter(networks)) if baseline is None else baseline
+    baseline = next(iter(networks), None) if baseline is None else baseline
     if baseline not in networks:
-        raise ValueError(f"baseline must be one of {', '.join(map(repr, networks))}, got {baseline!r}")
+        raise ValueError(f"baseline must be one of the networks {[*networks]}, got {baseline!r}")
     device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
     times = _latencies(networks, input_shape, threads, repeats)
     costs = [_costs(model, data, input_shape) | times[name] for name, model in networks.items()]
     table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
     first, accuracies = table.loc[baseline], table.pop("accuracy")
+    columns = ["size_mb", "storage", "parameters", "nonzeros", "macs"]
     table["size_mb"] = table["bytes"] / 1e6
     table["compression"] = first["bytes"] / table["bytes"]
     table["speedup"] = first["latency_ms"] / table["latency_ms"]
     if data is not None:
         table[["correct", "total"]] = [(one.correct, one.total) for one in accuracies]
         table["accuracy"] = 100 * table["correct"] / table["total"]
-    table = table[[column for column in COMPARED if column in table]]
+        columns += ["accuracy", "correct", "total"]
+    table = table[[*columns, *LATENCY, "compression", "speedup"]]
     table.attrs = {"batch": input_shape[0], "threads": first["threads"], "device": str(device)}
     return table
 

@@ -190,14 +190,11 @@ def _by_budget(options: pd.DataFrame, budget: float | tuple[float, ...], count: 
 
 
 def _spend(table: pd.DataFrame, cost: np.ndarray, limits: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Return a row for each layer: from the cheapest on, always the affordable step with most energy for its
-    price.
-
-    Each layer so moves along the upper hull of its options, which is the best plan but for the last steps
-    (Sinha and Zoltners 1979, the multiple-choice knapsack problem).
-    """
+    # From every layer's cheapest option on, always the affordable step with most energy for its price. So
+    # each layer moves along the upper hull of its options, which is the best plan but for the last steps
+    # (Sinha and Zoltners 1979, The multiple-choice knapsack problem).
     energy, price = table["energy"].to_numpy(), cost @ prices
-    options = list(table.groupby("layer", sort=False).indices.values())
+    options = [np.flatnonzero(table["layer"] == name) for name in table["layer"].unique()]
     here = [rows[np.lexsort((-energy[rows], price[rows]))[0]] for rows in options]
     spent = cost[here].sum(0)
 
