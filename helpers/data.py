@@ -157,7 +157,7 @@ def cifar10_root() -> Path:
 
 @checked
 def normalize(images: Tensor, source: Split | Data) -> Tensor:
-    """Scale uint8 pictures to [0, 1], then by ``source``'s mean and std: float32, N x 3 x H x W, channels last."""
+    """Scale uint8 pictures by 255 and ``source``'s mean and std: float32, N x 3 x H x W, channels last."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be N x 3 x H x W, got {shown(images)}")
     mean, std = torch.tensor((source.mean, source.std), device=images.device).view(2, 1, 3, 1, 1)

@@ -268,10 +268,9 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
             tensors[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone()
         model.load_state_dict(tensors, assign=True)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        trouble = "a recipe this version cannot follow" + (
-            "" if into is None else f" into {type(into).__name__}"
-        )
-        raise CheckpointError(f"{path} is altered or has {trouble} ({error}). {WAY_OUT}") from error
+        verb = "follow" if into is None else f"follow into {type(into).__name__}"
+        said = f"{path} is altered or has a recipe this version cannot {verb} ({error}). {WAY_OUT}"
+        raise CheckpointError(said) from error
     return model.eval()
 
 

@@ -34,9 +34,7 @@ Storage = Literal["dense", "zip", "bitmask", "bitmask+zip", "csr", "2:4"]
 STORAGES = get_args(Storage)
 
 Index = dict[str, np.ndarray]  # pieces that say where the values stand
-Read = Callable[
-    [str, Any, int], np.ndarray
-]  # (name of a piece, its type, how many) -> that piece, of that size
+Read = Callable[[str, Any, int], np.ndarray]  # (a piece, its type, how many) -> its numbers, that many
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _EVERYWHERE = slice(None)
 
@@ -47,10 +45,9 @@ def pack(tensors: by_name(Tensor), storage: Storage) -> tuple[dict[str, Tensor],
     written, packed = {}, {}
     for name, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        pieces = (
-            _pieces(tensor, storage) if tensor.ndim > 1 and dtype in _FLOATS and storage != "dense" else {}
-        )
-        if not pieces or sum(piece.nbytes for piece in pieces.values()) >= tensor.nbytes:
+        weights = tensor.ndim > 1 and dtype in _FLOATS and storage != "dense"
+        pieces = _pieces(tensor, storage) if weights else {}
+        if not weights or sum(piece.nbytes for piece in pieces.values()) >= tensor.nbytes:
             written[name] = tensor
             continue
         packed[name] = {"dtype": dtype, "shape": list(tensor.shape)}
@@ -74,7 +71,8 @@ def unpack(written: by_name(Tensor), packed: by_name(dict), storage: Storage) ->
         raise ValueError("packed must hold at most 2 GiB of weights")
     tensors = {name: tensor for name, tensor in written.items() if name.rpartition("|")[0] not in packed}
     for name, shape in shapes.items():
-        dtype, (_, find, deflated, key) = getattr(torch, packed[name]["dtype"]), _LAYOUTS[storage]
+        dtype = getattr(torch, packed[name]["dtype"])
+        _, find, deflated, key = _LAYOUTS[storage]
         read = functools.partial(_read, written, name, deflated)
         places = find(read, shape)
         count = math.prod(shape) if places is _EVERYWHERE else len(places)
@@ -97,9 +95,8 @@ def _pieces(tensor: Tensor, storage: str) -> Index:
         return {**index, key: values}
     # plane by plane: sign and exponent repeat and get short codes, the mantissa's bytes do not
     planes = values.view(np.uint8).reshape(len(values), values.itemsize).T
-    return {name: _deflate(piece) for name, piece in index.items()} | {
-        key: _deflate(planes, zlib.Z_HUFFMAN_ONLY)
-    }
+    index = {name: _deflate(piece) for name, piece in index.items()}
+    return {**index, key: _deflate(planes, zlib.Z_HUFFMAN_ONLY)}
 
 
 def _deflate(data: np.ndarray, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> np.ndarray:
@@ -107,9 +104,7 @@ def _deflate(data: np.ndarray, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> np.nd
     return np.frombuffer(coder.compress(data.tobytes()) + coder.flush(), np.uint8)
 
 
-def _read(
-    written: dict[str, Tensor], name: str, deflated: bool, piece: str, kind: Any, count: int
-) -> np.ndarray:
+def _read(written: dict, name: str, deflated: bool, piece: str, kind: Any, count: int) -> np.ndarray:
     found, size = written[f"{name}|{piece}"].numpy(), count * np.dtype(kind).itemsize
     if deflated:
         try:
@@ -158,14 +153,17 @@ def _fours(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_pairs(bits: np.ndarray) -> tuple[Index, np.ndarray | slice]:
-    zero = bits.reshape(-1)[_fours(bits.shape)] == 0 if bits.shape[1] % 4 == 0 else np.zeros((1, 4), bool)
+    whole = {}, _EVERYWHERE  # no smaller than dense, so it stays dense
+    if bits.shape[1] % 4:
+        return whole
+    fours = _fours(bits.shape)
+    zero = bits.reshape(-1)[fours] == 0
     if (zero.sum(1) < 2).any():
-        return {}, _EVERYWHERE  # which is no smaller than dense, so it stays dense
+        return whole
     where = zero.argsort(axis=1, kind="stable")[:, :2]
     codes = (where[:, 0] | where[:, 1] << 2).astype(np.uint8)
     codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
-    places = np.take_along_axis(_fours(bits.shape), where, 1).reshape(-1)
-    return {"positions": codes[::2] | codes[1::2] << 4}, places
+    return {"positions": codes[::2] | codes[1::2] << 4}, np.take_along_axis(fours, where, 1).reshape(-1)
 
 
 def _from_pairs(read: Read, shape: tuple[int, ...]) -> np.ndarray:
@@ -176,9 +174,8 @@ def _from_pairs(read: Read, shape: tuple[int, ...]) -> np.ndarray:
     return np.take_along_axis(_fours(shape), where, 1).reshape(-1)
 
 
-_LAYOUTS: dict[
-    str, tuple[Callable, Callable, bool, str]
-] = {  # both ways; is it deflated; the name of the values
+# by storage: how to say where the values stand, how to find them, are they deflated, their piece's name
+_LAYOUTS: dict[str, tuple[Callable, Callable, bool, str]] = {
     "zip": (lambda bits: ({}, _EVERYWHERE), lambda read, shape: _EVERYWHERE, True, "zip"),
     "bitmask": (_as_mask, _from_mask, False, "values"),
     "bitmask+zip": (_as_mask, _from_mask, True, "values"),

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from helpers import models
 from helpers.models import CheckpointError
@@ -247,6 +248,6 @@ def test_what_does_not_fit_into_the_fresh_network_is_refused_by_name(tmp_path):
 
 def test_masks_of_other_tools_are_refused(tmp_path):
     model = models.build("tiny_convnet", width=0.1)
-    nn.utils.prune.random_unstructured(model.classifier, "weight", 0.5)
+    prune.random_unstructured(model.classifier, "weight", 0.5)
     with pytest.raises(ValueError, match=r"classifier\.weight.* would not come back"):
         models.save(model, tmp_path / "x.safetensors")
