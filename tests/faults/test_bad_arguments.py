@@ -326,7 +326,7 @@ CASES = [
         "model": instance(), "path": path(suffix=True), "storage": choice(),
         "dtype": bad("float16", 1, torch.int8, torch.bool, none=True),
     }),
-    (models.load, {"path": "x.safetensors"}, {"path": path()}),
+    (models.load, {"path": "x.safetensors"}, {"path": path(), "into": instance(none=True)}),
     (training.fit, {**MODEL, "data": good.data, "epochs": 1, "progress": False}, {
         "model": instance(), "data": instance(), "epochs": integer(1), "loss": bad("x", 1, [], none=True),
         "callbacks": bad("x", 1, [1], [None], [training.Callback]), "lr": number(0, open_low=True), "batch_size": integer(1),

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 import torch
 
-from helpers import checks, models, results
+from helpers import files, models, results
 from helpers.data import load_data
 from helpers.training import Callback, fit
 
@@ -77,8 +77,8 @@ def test_a_run_that_cannot_write_its_checkpoint_says_so_and_goes_on_from_the_las
     with pytest.raises(OSError, match=rf"run\.safetensors could not be written \(.*{reason}.*still there"):
         fit(small(), data, checkpoint=path, callbacks=[After(2, break_)], **options)
     assert [file.name for file in path.parent.iterdir()] == ["run.safetensors"]
-    metadata, tensors = models.read_safetensors(path)
-    assert metadata["sha256"] == models.digest(tensors, metadata["record"])
+    metadata, tensors = files.read_safetensors(path)
+    assert metadata["sha256"] == files.digest(tensors, metadata["record"])
     del tensors
     if fault == "locked":
         with pytest.raises(
@@ -187,7 +187,7 @@ def test_a_parent_that_is_a_file_and_other_errors_in_the_block_are_told_apart(tm
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
         models.save(small(), tmp_path / "file" / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match="elsewhere"), checks.atomic_path(tmp_path / "target"):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), files.atomic_path(tmp_path / "target"):
         (tmp_path / "elsewhere").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -197,6 +197,6 @@ def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
     dead.wait()
     for pid in (dead.pid, os.getppid()):
         (tmp_path / f".run [1].csv.{pid}.part").write_text("half")
-    with checks.atomic_path(tmp_path / "run [1].csv") as part:
+    with files.atomic_path(tmp_path / "run [1].csv") as part:
         part.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"run [1].csv", f".run [1].csv.{os.getppid()}.part"}
