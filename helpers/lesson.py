@@ -15,9 +15,9 @@ from torch import nn
 
 from helpers import models, plotting
 from helpers.data import HOME, Data, load_data
-from helpers.files import atomic_path
+from helpers.files import CheckpointError, atomic_path
 from helpers.training import fit
-from helpers.types import checked, validated
+from helpers.types import checked
 
 T = TypeVar("T")
 Budget = Literal["quick", "full"]
@@ -38,6 +38,7 @@ class Lesson:
     budget: Budget
     data: Data
 
+    @checked
     def pick(self, *, digits: T, quick: T, full: T) -> T:
         """Return the value for this data set and budget; digits is the same in both."""
         return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
@@ -63,31 +64,28 @@ class Lesson:
         if self.data.name == "cifar10":
             return models.load(TEACHER)
         file = BUILD / "vgg19_digits.safetensors"
+        torch.manual_seed(0)
         try:
-            return _digits_teacher(self.data, file)
-        except ValueError:  # the file in build/ is damaged, or of another version of this code: make it anew
-            file.unlink(missing_ok=True)
-            return _digits_teacher(self.data, file)
+            return models.load(file)
+        except CheckpointError:  # not there yet, or damaged
+            model = models.build("vgg19", width=0.125)
+            fit(model, self.data, epochs=20, batch_size=64, progress=False)
+            models.save(model.eval(), file)
+            return self.teacher()
 
 
-def _digits_teacher(data: Data, file: Path) -> nn.Module:
-    torch.manual_seed(0)
-    model = models.build("vgg19", width=0.125)
-    fit(model, data, epochs=20, batch_size=64, checkpoint=file, progress=False)
-    return model.cpu().eval()
-
-
+@checked
 def open_lesson(budget: Budget = "quick") -> Lesson:
     """Set a notebook up: seed, figures, data; print what it will run on.
 
     Args:
         budget: the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set.
     """
-    budget = validated("budget", os.environ.get("NNC_BUDGET") or budget, Budget)
     torch.manual_seed(0)
     plotting.theme()
-    lesson = Lesson(budget, load_data(os.environ.get("NNC_DATA") or "auto"))
+    data = load_data(os.environ.get("NNC_DATA") or "auto")
+    lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
     gpu = torch.accelerator.current_accelerator()
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"
-    print(f"{lesson.data}\nbudget {budget}, on {name}, {torch.get_num_threads()} threads")
+    print(f"{data}\nbudget {lesson.budget}, on {name}, {torch.get_num_threads()} threads")
     return lesson

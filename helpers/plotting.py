@@ -1,7 +1,4 @@
-"""One function per figure: each takes numbers, returns a matplotlib Figure, and computes nothing else.
-
-The figures that sliders move are in ``helpers.widgets``.
-"""
+"""One function per figure, from numbers to a Figure; what sliders move is in ``helpers.widgets``."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.path import Path
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
@@ -34,6 +31,7 @@ BESIDE = {
     "bbox_to_anchor": (1.01, 0.5),
 }  # a legend of layers
 ON_THE_LEFT = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "bbox": ON_WHITE}
+SHORT = EngFormatter(sep="")  # 20k, 3M: does not touch the next tick's number
 UNITS = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}
 
 
@@ -83,13 +81,6 @@ def probability_bars(axes: Axes, probabilities: Tensor, classes: Sequence[str], 
     axes.set(xlim=(0, 1), xlabel="probability")
 
 
-def short(value: float, _position: int | None = None) -> str:
-    """Write a tick's number with k, M or bn, short enough not to touch the next."""
-    sizes = ((1e9, "bn"), (1e6, "M"), (1e3, "k"), (0, ""))
-    size, letter = next(one for one in sizes if abs(value) >= one[0])
-    return f"{value / (size or 1):g}{letter}"
-
-
 def _spelled(column: str) -> str:
     return " ".join(UNITS.get(word, word) for word in column.split("_"))
 
@@ -118,9 +109,7 @@ def pictures(images: Tensor, titles: Sequence[str], columns: int = 8) -> Figure:
 
 def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], labels: Tensor) -> Figure:
     """Draw each picture above the probabilities a teacher gives it, the true class in another colour.
-
-    ``images`` are uint8, N x 3 x H x W, ``probabilities`` N x C, ``classes`` C names, ``labels`` N.
-    """
+    ``images`` are uint8, N x 3 x H x W, ``probabilities`` N x C, ``classes`` C names, ``labels`` N."""
     n = len(images)
     figure, grid = panels((2.1 * n, 4.4), *[{}] * 2 * n, rows=2, height_ratios=(1, 1.5), sharey="row")
     for index in range(n):
@@ -132,11 +121,9 @@ def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], 
 
 def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None = None) -> Figure:
     """Draw loss and validation accuracy by epoch, a line per run: {name: what ``fit`` returned}.
-
-    ``teacher`` is the teacher's validation accuracy, in [0, 1], drawn as a line.
-    """
-    labels = {"title": "training loss (each its own)", "yscale": "log"}, {"title": "validation accuracy (%)"}
-    figure, (loss, accuracy) = panels((9, 3.2), *({"xlabel": "epoch"} | one for one in labels))
+    ``teacher`` is the teacher's validation accuracy, in [0, 1], drawn as a line."""
+    titles = {"title": "training loss (each its own)", "yscale": "log"}, {"title": "validation accuracy (%)"}
+    figure, (loss, accuracy) = panels((9, 3.2), *({"xlabel": "epoch"} | title for title in titles))
     for name, history in histories.items():
         loss.plot(history["epoch"], history["loss"], "o-")
         accuracy.plot(history["epoch"], 100 * history["validation_accuracy"], "o-", label=name)
@@ -197,9 +184,7 @@ def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 def sensitivity(scan: pd.DataFrame) -> Figure:
     """Draw accuracy against the share taken from one layer alone, a line per layer, early layers dark.
-
-    ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, recalibrated_correct (without it, correct).
-    """
+    ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, recalibrated_correct or correct."""
     right = scan["recalibrated_correct" if "recalibrated_correct" in scan else "correct"]
     percent = scan.assign(taken=100 * scan["ratio"], accuracy=100 * right / scan["total"])
     figure, (axes,) = panels((7, 3.8), {"ylabel": "accuracy (%)"})
@@ -226,10 +211,8 @@ def front(
     table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str, low: str = "", high: str = ""
 ) -> Figure:
     """Draw models as points, less to the left, better to the top, and join those that no other beats in both.
-
     ``x`` is the column of the cost, ``y`` of the accuracy in percent, ``labels`` of the names, ``low`` and
-    ``high`` of the ends of the accuracy's 95% interval.
-    """
+    ``high`` of the ends of the accuracy's 95% interval."""
     ordered = table.sort_values([x, y], ascending=[True, False])
     best = ordered[ordered[y] > ordered[y].cummax().shift(fill_value=float("-inf"))]
     figure, (axes,) = panels((7.6, 4.8), {"xscale": "log", "xlabel": xlabel, "ylabel": ylabel})
@@ -237,8 +220,9 @@ def front(
     axes.plot(best[x], best[y], color=ORANGE, drawstyle="steps-post", label=name)
     axes.plot(ordered[x], ordered[y], "o", color=BLUE)
     if low and high:
-        style = {"color": BLUE, "linewidth": 1, "alpha": 0.5, "label": "95% interval"}
-        axes.vlines(ordered[x], ordered[low], ordered[high], **style)
+        axes.vlines(
+            ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval"
+        )
     axes.margins(x=0.12, y=0.05)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     corners = list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))
@@ -267,17 +251,15 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: P
 
 def waterfall(table: pd.DataFrame) -> Figure:
     """Draw the steps of a chain: what each leaves of the file, a dot, and what it takes away, a bar.
-
-    ``table`` has a row per step, in order: step (its name), bytes, right (correct answers).
-    """
+    ``table`` has a row per step, in order: step (its name), bytes, right (correct answers)."""
     left = table["bytes"] / 1e6
     before, limits = left.shift(fill_value=left.iloc[0]), (left.min() / 1.5, 6 * left.max())
     figure, (axes,) = panels((7.6, 2.9), {"xscale": "log", "xlabel": "file (MB)", "xlim": limits})
     bars(axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="taken away by this step")
     axes.plot(left, range(len(left)), "o", color=BLUE, label="left after it")
-    style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": ON_WHITE}
-    for place, (size, was, right) in enumerate(zip(left, before, table["right"], strict=True)):
-        axes.annotate(f"{size:.2f} MB, {right:,} right", (was, place), (9, 0), **style)
+    words = [f"  {size:.2f} MB, {right:,} right" for size, right in zip(left, table["right"], strict=True)]
+    for place, (word, was) in enumerate(zip(words, before, strict=True)):
+        axes.text(was, place, word, va="center", fontsize=9, bbox=ON_WHITE)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
@@ -298,18 +280,15 @@ def trade_off(
 
 def formats(table: pd.DataFrame) -> Figure:
     """Draw size, latency with quartiles, and agreement of networks in several formats.
-
     ``table`` has a row per network and format: network, format, bytes, latency_ms, latency_low_ms,
-    latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured.
-    """
-    size, time = (
+    latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured."""
+    figure, grid = panels(
+        (11, 3.8),
         {"xscale": "log", "xlabel": "file (MB)"},
-        {"xscale": "log", "xlabel": "latency (ms; 1 thread)"},
+        {"xscale": "log", "xlabel": "latency (ms; batch 1, 1 thread)"},
+        {"xlabel": f"same class as PyTorch (of {table['total'].max():,.0f} pictures)"},
+        sharey=True,
     )
-    total = table["total"].max()
-    limits = 0.9975 * min(table["agreeing"].min(), 0.985 * total), 1.0025 * total
-    same = {"xlabel": f"same class as PyTorch (of {total:,.0f} pictures)", "xlim": limits}
-    figure, grid = panels((11, 3.8), size, time, same, sharey=True)
     names = list(dict.fromkeys(table["format"]))
     networks = zip(table.groupby("network", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False)
     for (network, rows), color, shift in networks:
@@ -323,6 +302,7 @@ def formats(table: pd.DataFrame) -> Figure:
         for name in known.index[known == 0]:
             axes.annotate("not measured here", (0.03, names.index(name)), color=GRAY, **ON_THE_LEFT)
     rows_down(grid[0], names)
+    grid[2].margins(x=0.5)
     grid[2].xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -330,9 +310,7 @@ def formats(table: pd.DataFrame) -> Figure:
 
 def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Figure:
     """Draw what each assumption alone does to a value, the most decisive on top, a panel per case.
-
-    ``cases`` is {title: (what ``business.tornado`` gave, the value with every assumption in the middle)}.
-    """
+    ``cases`` is {title: (what ``business.tornado`` gave, the value with every assumption in the middle)}."""
     size = 5.2 * len(cases), 1.3 + 0.42 * max(len(table) for table, _ in cases.values())
     figure, grid = panels(size, *({"title": title, "xlabel": xlabel} for title in cases))
     for axes, (table, middle) in zip(grid, cases.values(), strict=True):
@@ -343,16 +321,14 @@ def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fig
         axes.axvline(middle, color=GRAY)
         axes.axvline(0, color="black", linestyle="--", linewidth=1, label="break-even")
         axes.locator_params(axis="x", nbins=6)
-        axes.xaxis.set_major_formatter(short)
+        axes.xaxis.set_major_formatter(SHORT)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 def budget_shares(table: pd.DataFrame) -> Figure:
     """Draw how much of each budget each network takes; what lies right of the line does not fit.
-
-    ``table`` is from ``business.budgets``: use, budget, network, share.
-    """
+    ``table`` is from ``business.budgets``: use, budget, network, share."""
     wide = table.pivot_table("share", ["use", "budget"], "network", sort=False)
     uses = list(wide.index.get_level_values("use"))
     heads = {use: uses.index(use) + 0.8 * index for index, use in enumerate(dict.fromkeys(uses))}

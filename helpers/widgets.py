@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving
 from helpers.distillation import temperature_effect
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars, short
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, SHORT, bars, panels, probability_bars
 from helpers.quantization import round_to_grid
 from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, checked, real, table, tensor
 
@@ -80,9 +80,10 @@ def temperature_slider(
     logits: Logits, classes: Names, label: Whole, start: Temperature = 4.0
 ) -> ipywidgets.Widget:
     """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
-    options = {"min": 1, "max": 20, "step": 0.5, "readout_format": ".1f", "description": "temperature"}
-    slider = ipywidgets.FloatSlider(start, style={"description_width": "initial"}, **options)
-    return figure_slider(slider, lambda value: temperature_figure(logits, value, classes, label))
+    look = {"description": "temperature", "readout_format": ".1f", "layout": {"width": "28em"}}
+    slider = ipywidgets.FloatSlider(start, min=1, max=20, step=0.5, **look)
+    slider.style.description_width = "initial"
+    return figure_sliders({"value": slider}, lambda value: temperature_figure(logits, value, classes, label))
 
 
 @checked
@@ -132,9 +133,8 @@ def energy_figure(table: Energies, full: Ranks, break_even: Ranks, energy: Share
     """
     row = _row(table, "energy", energy)
     names, rank = list(row["ranks"]), row["ranks"]
-    for argument, known in (("full", full), ("break_even", break_even)):
-        if not {*names} <= {*known}:
-            raise ValueError(f"{argument} must have each layer of the table, got {', '.join(known)}")
+    if not {*names} <= {*full} & {*break_even}:
+        raise ValueError(f"full and break_even must have each of {names}, got {full} and {break_even}")
     figure, (left, middle, right) = panels(
         (11.4, 3.9),
         {"title": "rank (gray: left whole)", "xlabel": "rank"},
@@ -202,8 +202,9 @@ def _row_slider(
     table: pd.DataFrame, column: str, start: float, draw: Callable[[float], Figure], form: str = "{:.1%}"
 ) -> ipywidgets.Widget:
     here = _row(table, column, start, "start")[column]
+    look = {"description": column, "layout": {"width": "28em"}}
     options = [(form.format(value), value) for value in table[column]]
-    return figure_slider(ipywidgets.SelectionSlider(options=options, value=here, description=column), draw)
+    return figure_sliders({"value": ipywidgets.SelectionSlider(options=options, value=here, **look)}, draw)
 
 
 def _drawable(weight: Tensor, dimensions: int) -> Tensor:
@@ -233,13 +234,6 @@ def _two_scales(axes: Axes, table: pd.DataFrame, x: str, cost: str, what: str, r
     axes.right_ax.set_ylabel(f"{what}, dashed", color=ORANGE)
     axes.right_ax.set_ylim(0, 1.05 * shown["cost"].max())
     axes.right_ax.grid(visible=False)
-
-
-@checked
-def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) -> ipywidgets.Widget:
-    """Put a slider above the figure that ``draw`` makes of its value."""
-    slider.layout.width = "28em"
-    return figure_sliders({"value": slider}, lambda value: draw(value))
 
 
 @checked
@@ -297,9 +291,8 @@ def cost_figure(
     if not chosen.keys() <= vars(assumptions).keys():
         raise TypeError(f"chosen must be assumptions, got {', '.join(chosen)}")
     here = replace(assumptions, **chosen)
-    plans = {before: replace(here, engineer_days=0)}
-    plans |= {other[0]: replace(here, engineer_days=other[1])} if other else {}
-    plans |= {after: here}
+    rival = {other[0]: replace(here, engineer_days=other[1])} if other else {}
+    plans = {before: replace(here, engineer_days=0)} | rival | {after: here}
     costs = pd.DataFrame({network.name: cost_per_year(network, here) for network in plans}).T
     total, millions = costs.pop("total"), here.inferences_per_day * DAYS_PER_YEAR / 1e6
     each = ", ".join(f"{name} {cost / millions if millions else 0:,.2f}" for name, cost in total.items())
@@ -323,8 +316,8 @@ def cost_figure(
         bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
     left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in total], fontsize=9)
     left.set_xlim(0, 1.25 * total.max() or 1)
-    left.xaxis.set_major_formatter(short)
-    right.yaxis.set_major_formatter(short)
+    left.xaxis.set_major_formatter(SHORT)
+    right.yaxis.set_major_formatter(SHORT)
     right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend
     left.legend(loc="lower right")
     right.legend(loc="upper left", ncols=3, columnspacing=1, handlelength=1.6)
@@ -346,8 +339,8 @@ def cost_sliders(
     for name, (label, steps) in COST_STEPS.items():
         start = years if name == "years" else getattr(assumptions, name)
         options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
-        wide = {"layout": ipywidgets.Layout(width="34em"), "style": {"description_width": "12em"}}
-        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, description=label, **wide)
+        look = {"description": label, "layout": {"width": "34em"}, "style": {"description_width": "12em"}}
+        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, **look)
     return figure_sliders(
         sliders, lambda **moved: cost_figure(before, after, assumptions, other=other, **moved)
     )

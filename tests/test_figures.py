@@ -414,7 +414,7 @@ def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
     assert [label.get_text() for label in size.get_yticklabels()] == ["ONNX", "Core ML", ".mar"]
     assert [list(line.get_xdata()) for line in size.lines] == [[80, 40, 47], [9, 4, 1]]
     assert [list(line.get_xdata())[:2] for line in same.lines] == [[200, 200], [199, 198]]
-    assert [bars.lines[0].get_xdata().tolist() for bars in time.containers] == [[11], [1.5]]
+    assert [bars.lines[0].get_xdata()[0] for bars in time.containers] == [11, 1.5]
     spans = [bars.lines[2][0].get_segments()[0][:, 0].tolist() for bars in time.containers]
     assert spans == [[10, 13], [1, 2]]
     assert [(text.get_position()[1], text.get_text()) for text in time.texts] == [
