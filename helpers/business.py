@@ -186,12 +186,10 @@ def tornado(
     """
     if not {*ranges} <= {*asdict(assumptions)} or any(len(ends) != 2 for ends in ranges.values()):
         raise ValueError(f"ranges must give a low and a high end for assumptions, got {ranges}")
-    rows = []
-    for name, ends in ranges.items():
-        low, high = (value(replace(assumptions, **{name: end})) for end in ends)
-        rows.append((name, *ends, low, high, abs(high - low)))
-    table = pd.DataFrame(rows, columns=["assumption", "low", "high", "value_low", "value_high", "swing"])
-    return table.sort_values("swing", ascending=False, ignore_index=True)
+    moved = {name: [value(replace(assumptions, **{name: end})) for end in ranges[name]] for name in ranges}
+    rows = [(name, *ranges[name], *values, abs(values[1] - values[0])) for name, values in moved.items()]
+    found = pd.DataFrame(rows, columns=["assumption", "low", "high", "value_low", "value_high", "swing"])
+    return found.sort_values("swing", ascending=False, ignore_index=True)
 
 
 @checked
@@ -316,10 +314,11 @@ def budgets(candidates: by_name(Network), uses: by_name(UseCase)) -> pd.DataFram
         A row per use case, network and budget: use, budget, network, needed, allowed, share (needed over
         allowed; it fits up to 1).
     """
-    rows = []
-    for use, case in uses.items():
-        for name, candidate in candidates.items():
-            for budget, needed in needs(candidate, case).items():
-                allowed = getattr(case, budget)
-                rows.append((use, budget, name, needed, allowed, needed / allowed))
-    return pd.DataFrame(rows, columns=["use", "budget", "network", "needed", "allowed", "share"])
+    rows = [
+        (use, budget, name, needed, getattr(case, budget))
+        for use, case in uses.items()
+        for name, candidate in candidates.items()
+        for budget, needed in needs(candidate, case).items()
+    ]
+    found = pd.DataFrame(rows, columns=["use", "budget", "network", "needed", "allowed"])
+    return found.assign(share=found["needed"] / found["allowed"])
