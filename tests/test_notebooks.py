@@ -13,7 +13,7 @@ import seaborn as sns
 
 from helpers import plotting, widgets
 from helpers.data import HOME
-from helpers.series import notebooks
+from helpers.maintain.series import notebooks
 
 PATHS = notebooks()
 LESSONS = [path for path in PATHS if path.parent.name == "notebooks"]

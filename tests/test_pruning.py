@@ -12,7 +12,7 @@ from helpers import models, profiling, pruning
 from helpers.data import load_data
 from helpers.evaluation import recalibrate
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
-from helpers.series import TEACHER
+from helpers.lesson import TEACHER
 from helpers.training import Callback, Run, evaluate, fit
 
 

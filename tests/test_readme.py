@@ -10,9 +10,10 @@ import pytest
 from helpers import benchmark, models, profiling, results
 from helpers.data import HOME
 from helpers.distillation import DistillationLoss
+from helpers.lesson import TEACHER
 from helpers.low_rank import factorize
+from helpers.maintain.series import notebooks
 from helpers.pruning import GradualPruner, PolynomialSchedule
-from helpers.series import TEACHER, notebooks
 from helpers.training import fit
 
 README = (HOME / "README.md").read_text()
