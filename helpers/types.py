@@ -1,7 +1,7 @@
 """What an argument may be, said in the signature, and the decorator that holds each call to it.
 
-``@checked def prune(sparsity: Share, every: Count | None = None)`` refuses 1.5 with "sparsity must be less than or equal to 1, got
-1.5". pydantic does the checking; numpy's numbers count as numbers, True and "3" do not. Knows nothing about compression.
+``@checked def prune(sparsity: Share, every: Count | None = None)`` refuses 1.5 with "sparsity must be
+less than or equal to 1, got 1.5". pydantic does the checking; numpy's numbers count as numbers, True and "3" do not.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ LARGEST = 2**53  # of whole numbers: beyond it a float cannot count
 
 
 def checked(target: F) -> F:
-    """Hold every call of a function, or of a class's constructor, to its annotations; what they convert arrives converted.
+    """Hold every call of a function, or of a class's constructor, to its annotations.
 
     Raises:
-        TypeError: an argument of another kind. ValueError: one out of range. Both name it, its value and what is allowed.
+        TypeError: an argument of another kind.
+        ValueError: one out of range. Both name the argument, its value and what is allowed.
     """
     function = target.__init__ if isinstance(target, type) else target
     signature = inspect.signature(function)
@@ -102,7 +103,7 @@ def shown(value: Any) -> str:
 
 
 def _exact(hint: Any) -> Any:
-    """Return ``hint`` with every class in it meant as "an instance of": pydantic would take a dict for a dataclass."""
+    # every class in a hint means "an instance of": pydantic would take a dict for a dataclass
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return Annotated[(_exact(parts[0]), *parts[1:])]
@@ -124,7 +125,7 @@ def _instance(kind: type) -> Any:
     return Annotated[Any, BeforeValidator(check)]
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------------
 
 
 def _whole(value: Any) -> int:
@@ -159,7 +160,7 @@ Whole, Count, Seed, Threads, Bits = whole(0), whole(1), whole(0, 2**32 - 1), who
 Number, Positive, NotNegative = real(), real(gt=0), real(ge=0)
 Share, PositiveShare, ShareBelowOne = real(ge=0, le=1), real(gt=0, le=1), real(ge=0, lt=1)
 
-# -- collections, paths, tensors, tables -----------------------------------------------------------------------------
+# -- collections, paths, tensors, tables -----------------------------------------------------------------
 
 
 def _items(value: Any) -> tuple:

@@ -11,8 +11,8 @@ from torch.nn.utils import prune
 from helpers import models, profiling, pruning
 from helpers.data import load_data
 from helpers.evaluation import recalibrate
-from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
 from helpers.lesson import TEACHER
+from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
 from helpers.training import Callback, Run, evaluate, fit
 
 

@@ -47,7 +47,7 @@ def run(budget: Budget | None = None, only: str = "", *, write: bool = False) ->
     os.environ["NNC_PUBLISH"] = str(HOME / "figures" if write else BUILD / "figures")
     verdicts = [_execute(path, write=write) for path in chosen]
     if write:
-        from helpers.results import write_readme
+        from helpers.benchmark.page import write_readme
 
         write_readme()
     return verdicts.count(False)
