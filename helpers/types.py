@@ -1,7 +1,7 @@
 """What an argument may be, said in the signature, and the decorator that holds each call to it.
 
 ``@checked def prune(sparsity: Share, every: Count | None = None)`` refuses 1.5 with "sparsity must be
-less than or equal to 1, got 1.5". pydantic does the checking; numpy's numbers count as numbers, True and "3" do not.
+less than or equal to 1, got 1.5". pydantic does the checking; numpy's numbers count, True and "3" do not.
 """
 
 from __future__ import annotations
