@@ -12,16 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers import types
 from helpers.data import Split
 from helpers.evaluation import measure
 from helpers.profiling import file_bytes
 from helpers.training import Callback, Run
-from helpers.types import Count, Names, Number, Positive, Share, ShareBelowOne, checked
+from helpers.types import Count, Names, Number, Positive, Share, ShareBelowOne, by_name, checked, several
 
-Scope = Literal[
-    "global", "layer"
-]  # all weights of the network ranked together, or the same share of each layer
+Scope = Literal["global", "layer"]  # all weights are ranked together, or each layer's by themselves
 
 
 @checked
@@ -84,7 +81,7 @@ def _known(argument: str, names: Iterable[str], layers: Iterable[str]) -> None:
 
 
 @checked
-def masks_for(saliency: types.by_name(Tensor), sparsity: Share, scope: Scope = "global") -> dict[str, Tensor]:
+def masks_for(saliency: by_name(Tensor), sparsity: Share, scope: Scope = "global") -> dict[str, Tensor]:
     """Return masks (True is kept) that give up the least important round(sparsity * weights) weights.
 
     Args:
@@ -142,17 +139,18 @@ def prune_once(
 
 
 @torch.no_grad()
-def _clear(weights: dict[str, nn.Parameter], masks: dict[str, Tensor]) -> None:
-    for name, mask in masks.items():
-        weights[name].masked_fill_(~mask, 0)  # not a product: that would leave -0.0, which does not zip
+def _clear(tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
+    for name in tensors.keys() & masks.keys():
+        tensors[name].masked_fill_(~masks[name], 0)  # a product would leave -0.0, which does not zip
 
 
 @checked
 class GradualPruner(Callback):
     """Prune while training: ``fit(model, data, callbacks=[GradualPruner(PolynomialSchedule(0.9))], ...)``.
 
-    Every few steps the masks are drawn anew at the sparsity the schedule asks for. The weights outside them
-    get no gradient and are zero after every step, whatever the optimizer: once given up, given up for good.
+    Every few steps the masks are drawn anew at the sparsity the schedule asks for. The weights outside them,
+    and their momentum, are set to zero and get no gradient. Where an optimizer moves them all the same, they
+    are set to zero after every step: once given up, given up for good.
     Masks travel in fit's checkpoint; a new run starts with those of the schedule's beginning.
     torch.nn.utils.prune is not used: it replaces each weight by a pair of tensors and a hook, which all other
     tools of this series (files, export, factorization) would have to know about. Here the model stays plain.
@@ -198,7 +196,6 @@ class GradualPruner(Callback):
         self.masks, self._taylor = {}, {}
         if self.schedule(0.0) > 0 and self.importance == "magnitude":
             self._draw(run)
-            _clear(self.weights, self.masks)
         elif self.schedule(0.0) > 0:  # no gradients yet: what has been pruned before stays so
             self.masks = {name: weight.detach() != 0 for name, weight in self.weights.items()}
 
@@ -218,7 +215,8 @@ class GradualPruner(Callback):
         every = self.every or max(1, run.steps // 50, min(30, run.steps // 10))
         if run.step % every == 0 or run.step == run.steps:
             self._draw(run)
-        _clear(self.weights, self.masks)
+        elif type(run.optimizer) is not torch.optim.SGD:  # SGD moves nothing without gradient and momentum
+            _clear(self.weights, self.masks)
 
     def _draw(self, run: Run) -> None:
         saliency = {name: weight.detach().abs() for name, weight in self.weights.items()}
@@ -229,6 +227,10 @@ class GradualPruner(Callback):
         drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
         self.masks = {name: mask & self.masks.get(name, mask) for name, mask in drawn.items()}
         self._taylor = {}
+        states = {name: run.optimizer.state.get(weight, {}) for name, weight in self.weights.items()}
+        momenta = {name: state.get("momentum_buffer") for name, state in states.items()}
+        _clear({name: momentum for name, momentum in momenta.items() if momentum is not None}, self.masks)
+        _clear(self.weights, self.masks)
 
     def finalize(self) -> nn.Module:
         """Return the pruned model, plain all along, and let go of the masks."""
@@ -281,7 +283,7 @@ def prune_two_of_four(model: nn.Module, skip: Names = ()) -> dict[str, Tensor]:
 def sweep(
     model: nn.Module,
     split: Split,
-    sparsities: types.several(ShareBelowOne),
+    sparsities: several(ShareBelowOne),
     *,
     calibration: Split,
     skip: Names = (),
