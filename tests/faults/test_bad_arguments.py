@@ -27,6 +27,7 @@ from helpers import (
     business,
     checks,
     convolution,
+    coreml,
     data,
     distillation,
     evaluation,
@@ -34,17 +35,19 @@ from helpers import (
     low_rank,
     models,
     peers,
+    phone,
     profiling,
     pruning,
     quantization,
     results,
     series,
+    serving,
+    sessions,
     storage,
     training,
     widgets,
 )  # fmt: skip
 from helpers.data import Data, Split
-from helpers.deploy import coreml, measures, phone, runtimes, torchserve
 
 # -- what is bad ------------------------------------------------------------------------------------------------------
 
@@ -590,16 +593,19 @@ CASES = [
         "path": path(suffix=True), "runner": path(), "threads": integer(1), "repeats": integer(1),
         "device": bad(1, b"x", [], Strange(), none=True),
       }) for call in (phone.phone_commands, phone.run_on_phone)),
-    (runtimes.thread_count, {"threads": 1}, {"threads": integer(1, none=True)}),
-    (runtimes.open_session, {"path": "x.onnx"}, {"path": FOUND.plus("x.mar", "x", ""), "threads": integer(1, none=True)}),
-    (runtimes.litert_scales, {"path": "x.tflite"}, {"path": FOUND.plus("x.onnx", "x", "")}),
-    (runtimes.existing, {"path": "x.onnx"}, {"path": FOUND}),
+    (sessions.thread_count, {"threads": 1}, {"threads": integer(1, none=True)}),
+    *((call, {"path": name}, {"path": FOUND, "threads": integer(1, none=True)}) for call, name in (
+        (sessions.onnx_session, "x.onnx"), (sessions.litert_session, "x.tflite"), (sessions.executorch_session, "x.pte"),
+    )),
+    (sessions.open_session, {"path": "x.onnx"}, {"path": FOUND.plus("x.mar", "x", ""), "threads": integer(1, none=True)}),
+    (sessions.litert_scales, {"path": "x.tflite"}, {"path": FOUND.plus("x.onnx", "x", "")}),
+    (sessions.existing, {"path": "x.onnx"}, {"path": FOUND}),
     *((call, {**MODEL, "path": f"y.{end}", "pictures": good.split}, {
         "model": instance(), "path": path(suffix=True), "pictures": SOME, **more,
       }) for call, end, more in (
         (export.to_onnx, "onnx", {}), (export.to_executorch, "pte", {}), (export.to_litert, "tflite", {"calibration": SOME}),
         (coreml.to_coreml, "mlpackage", {"weights": choice(), "agreement": number(0, 1, none=True)}),
-        (torchserve.to_torchserve, "mar", {"classes": names(none=True).plus((), ("a",), "ten digits")}),
+        (serving.to_torchserve, "mar", {"classes": names(none=True).plus((), ("a",), "ten digits")}),
     )),
     (export.quantize_onnx, {"source": "x.onnx", "path": "y.onnx", "calibration": good.split}, {
         "source": FOUND.plus("x.pte", "x", ""), "path": path(suffix=True), "calibration": SOME, "pictures": SOME,
@@ -611,29 +617,25 @@ CASES = [
     (export.zipped_bytes, {"path": "x.onnx"}, {"path": path()}),
     *((call, {"path": "x.onnx", "pictures": good.split}, {
         "path": FOUND, "pictures": SOME.plus(None), "threads": integer(1, none=True), "batch_size": integer(1),
-      }) for call in (export.logits,)),
+      }) for call in (export.logits, export.onnx_logits)),
     *((call, {"path": "x.onnx", "split": good.split}, {"path": FOUND, "split": SOME.plus(None)})
-      for call in (export.accuracy,)),
+      for call in (export.accuracy, export.onnx_accuracy)),
     *((call, {"path": "x.onnx", "repeats": 3}, {
         "path": FOUND, "threads": integer(1, none=True), "batch_size": integer(1), "repeats": integer(3),
-      }) for call in (export.latency,)),
-    (export.latencies, {"paths": {"a": "x.onnx"}, "repeats": 3}, {
-        "paths": bad("x.onnx", 1, [], Strange(), {1: "x.onnx"}, {"a": 1}), "threads": integer(1, none=True), "batch_size": integer(1),
-        "repeats": integer(3),
-    }),
+      }) for call in (export.latency, export.onnx_latency)),
     (export.peak_memory, {"path": "x.onnx"}, {"path": FOUND.plus("x.mar", "x", "")}),
     (export.onnx_profile, {"path": "x.onnx", "repeats": 2}, {
         "path": FOUND.plus("x.pte", "x", ""), "threads": integer(1, none=True), "batch_size": integer(1), "repeats": integer(1),
         "by": choice(),
     }),
     (coreml.coreml_logits, {"path": "y.mlpackage", "pictures": good.split}, {"path": path(suffix=True), "pictures": SOME.plus(None)}),
-    (torchserve.serving, {"path": "x.mar"}, {"path": path(suffix=True), "seconds": number(0, open_low=True)}),
-    (torchserve.archive_labels, {"path": "x.mar", "pictures": good.split}, {"path": path(suffix=True), "pictures": SOME.plus(None)}),
-    (torchserve.unpacked_handler, {"path": "x.mar"}, {"path": path()}),
-    (torchserve.png, {"image": good.split.images[0]}, {
+    (serving.serving, {"path": "x.mar"}, {"path": path(suffix=True), "seconds": number(0, open_low=True)}),
+    (serving.archive_labels, {"path": "x.mar", "pictures": good.split}, {"path": path(suffix=True), "pictures": SOME.plus(None)}),
+    (serving.unpacked_handler, {"path": "x.mar"}, {"path": path()}),
+    (serving.png, {"image": good.split.images[0]}, {
         "image": bad("x", 1, [], Strange(), torch.zeros(3, 4, 4), good.split.images, good.split.images[0, 0], good.split.images[0, :2]),
     }),
-    (torchserve.Server("http://127.0.0.1:9/predictions/x", "secret").post, {"picture": b"x"}, {
+    (serving.Server("http://127.0.0.1:9/predictions/x", "secret").post, {"picture": b"x"}, {
         "picture": bad("x", 1, [], Strange()), "token": bad(1, b"x", [], Strange(), none=True),
     }),
     (phone.parse_benchmark_model, {"printed": TIMED}, {
@@ -660,10 +662,8 @@ FREE = {
     "models.read_safetensors.path": "checked by its callers", "models.write_safetensors.path": "checked by its callers",
     "models.write_safetensors.tensors": "a model's own", "models.write_safetensors.metadata": "its callers'",
     "models.digest.tensors": "a model's own", "models.digest.text": "its callers'",
-    "runtimes.needs.package": "one of PACKAGES, its callers'", "runtimes.existing.suffixes": "its callers'",
-    "runtimes.existing.name": "its callers'", "runtimes.open_session.suffix": "its callers'",
-    **dict.fromkeys((f"runtimes.onnx_inference.{name}" for name in ("path", "threads", "settings")), "its callers'"),
-    "export.to_litert.int8": FLAGS,
+    "sessions.needs.package": "one of PACKAGES, its callers'", "sessions.existing.suffixes": "its callers'",
+    "sessions.existing.name": "its callers'", "export.to_litert.int8": FLAGS,
     "series.run.write": FLAGS, "series.Lesson.pick": "returns one of its arguments as it is",
     **dict.fromkeys(
         ("peers.torch_prune.data", "peers.torch_prune.ratios", "peers.gradual_pruner.data", "peers.gradual_pruner.ratios",
@@ -684,21 +684,21 @@ BUILT_BY_US = {
 }
 WHOLE = (
     data, models, training, evaluation, convolution, distillation, pruning, low_rank, profiling, quantization, storage, business, results,
-    widgets, series, peers, phone, runtimes, export, coreml, torchserve, measures,
+    widgets, series, peers, phone, sessions, export, coreml, serving,
 )  # fmt: skip
 # plotting is not here: its functions draw tables that our own functions made
 ELSEWHERE = {  # slow, or in need of a phone or of an exported file: other tests call them with what is right
-    series.run, phone.run_on_phone, runtimes.litert_scales, runtimes.onnx_inference, export.to_onnx,
+    series.run, phone.run_on_phone, sessions.litert_session, sessions.litert_scales, sessions.executorch_session, export.to_onnx,
     export.to_executorch, export.to_litert, export.quantize_onnx, export.peak_memory, coreml.to_coreml, coreml.coreml_logits,
-    torchserve.to_torchserve, torchserve.serving, torchserve.archive_labels, torchserve.unpacked_handler,
-    torchserve.Server.post,
+    serving.to_torchserve, serving.serving, serving.archive_labels, serving.unpacked_handler,
+    serving.Server.post,
 }  # fmt: skip
 
 
 def label(function):
     if inspect.isclass(function):
         return function.__name__
-    return f"{function.__module__.removeprefix('helpers.').removeprefix('deploy.')}.{function.__qualname__}".replace(
+    return f"{function.__module__.removeprefix('helpers.')}.{function.__qualname__}".replace(
         "pruning.PolynomialSchedule.", ""
     )
 
@@ -739,7 +739,7 @@ def complaint(call, right, name, value):
         run(call, {**right, name: value})
     except (ValueError, TypeError) as error:
         place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if Path(checks.__file__).parent not in place.parents:
+        if place.parent != Path(checks.__file__).parent:
             return f"raised in {place}: {error}"
         return "" if re.search(rf"\b{name}\b", str(error)) else f"{name} is not in: {error}"
     except Exception as error:
