@@ -39,6 +39,7 @@ from helpers import (
     profiling,
     pruning,
     quantization,
+    ranks,
     results,
     series,
     serving,
@@ -297,6 +298,8 @@ rank_options = {
 }
 rank_options |= {"pictures": instance(none=True), "input_shape": shape(none=True)}
 
+OPTIONS = ranks.options("a", good.layer, "channel", torch.ones(4), (1, 1))
+
 CASES = [
     (Split, pictures, {"images": wrong_images, "labels": wrong_labels, "mean": three, "std": three.plus((0.5, 0.5, 0.0))}),
     (Data, parts, {
@@ -421,8 +424,8 @@ CASES = [
         "model": instance(), "energy": number(**RANGE), **rank_options, "input_shape": None,
         "ranks": bad("x", 1, [], {"nowhere": 1}, {"classifier": 0}, {"classifier": 1.5}, {1: 1}, none=True),
     }),
-    (low_rank.sweep, {**MODEL, **SPLIT, "energies": [0.5], "budgets": [0.5]}, {
-        "model": instance(), "split": instance(), "energies": numbers(0, 1), "budgets": numbers(0, 1), "count": choice(),
+    (low_rank.sweep, {**MODEL, **SPLIT, "calibration": good.split, "energies": [0.5], "budgets": [0.5]}, {
+        "model": instance(), "split": instance(), "calibration": instance(), "energies": numbers(0, 1), "budgets": numbers(0, 1), "count": choice(),
         "scheme": choice(), "skip": names(), "pictures": instance(none=True), "precision": choice(),
     }),
     (profiling.profile, MODEL, {"model": instance(), "input_shape": shape(), "repeats": integer(1)}),
@@ -444,7 +447,24 @@ CASES = [
     }),
     (profiling.compare, {"networks": {"a": good.model}}, {
         "networks": bad("x", 1, [], {}, {"a": 1}, {1: good.model}), "data": instance(none=True),
-        "baseline": bad("b", 1, [], none=True),
+        "baseline": bad("b", 1, [], none=True), "input_shape": shape(), "threads": integer(1, 1024, none=True),
+        "repeats": integer(3),
+    }),
+    (profiling.time_in_turns, {"runs": {"a": list}}, {"runs": bad("x", 1, [], {"a": 1}, {1: list}), "repeats": integer(1)}),
+    (profiling.calls, MODEL, {"model": instance(), "input_shape": shape()}),
+    (profiling.hooked, {"layers": {"a": good.layer}, "hook": print}, {"layers": bad("x", 1, [], {"a": 1}), "hook": function()}),
+    (ranks.positions, {**MODEL, "layers": low_rank.factorizable(good.model), "input_shape": None}, {
+        "model": instance(), "layers": bad("x", 1, [], {"a": 1}), "input_shape": shape(none=True),
+    }),
+    (ranks.options, {"name": "a", **LAYER, "scheme": "channel", "kept": torch.ones(4), "positions": (1, 1)}, {
+        "name": text(), "module": instance(), "scheme": choice(), "kept": tensor(torch.ones(2, 2)), "positions": bad("x", 1, (1,)),
+    }),
+    (ranks.plan, {"options": OPTIONS, "energy": 0.5, "budget": None, "count": "parameters", "round_to": 1}, {
+        "options": instance(), "energy": number(**RANGE),
+        **{name: rank_options[name] for name in ("budget", "count", "round_to")},
+    }),
+    (ranks.by_hand, {"options": OPTIONS, "ranks": {"a": 2}}, {
+        "options": instance(), "ranks": bad("x", 1, [], {"nowhere": 1}, {"a": 0}, {"a": 1.5}, {"a": 5}, {1: 1}),
     }),
     (quantization.affine_grid, {"low": 0.0, "high": 1.0}, {
         "low": number(-1e300, 1e300), "high": number(0, 1e300), "bits": integer(1, 16),
@@ -656,7 +676,8 @@ FREE = {
     "quantization.sweep.per_channel": FLAGS,
     "quantization.symmetric_grid.per_channel": FLAGS,
     "Data.mean": "taken from the data's own pictures", "Data.std": "taken from the data's own pictures",
-    "profiling.compare.options": "checked by summarize",
+    **dict.fromkeys(("ranks.sides.module", "ranks.sides.scheme", "ranks.known.argument", "ranks.known.names", "ranks.known.layers"),
+                    "checked by its callers"),
     "storage.pack.tensors": "a model's own", "storage.unpack.written": "from a file: test_hostile_files",
     "storage.unpack.packed": "likewise",
     "models.read_safetensors.path": "checked by its callers", "models.write_safetensors.path": "checked by its callers",
@@ -683,7 +704,7 @@ BUILT_BY_US = {
     "SmallMaps",
 }
 WHOLE = (
-    data, models, training, evaluation, convolution, distillation, pruning, low_rank, profiling, quantization, storage, business, results,
+    data, models, training, evaluation, convolution, distillation, pruning, low_rank, ranks, profiling, quantization, storage, business, results,
     widgets, series, peers, phone, sessions, export, coreml, serving,
 )  # fmt: skip
 # plotting is not here: its functions draw tables that our own functions made
