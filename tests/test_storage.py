@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 
 import pytest
@@ -144,6 +145,17 @@ def test_packed_weights_that_do_not_fit_are_refused_by_name(storage, harm, tmp_p
     _edit_header(path, change)
     with pytest.raises(models.CheckpointError, match=r"model\.safetensors"):
         models.load(path)
+
+
+@pytest.mark.parametrize("storage", PACKED)
+def test_half_a_piece_is_refused_by_name(storage):
+    layer = torch.nn.Conv2d(32, 16, 3)
+    pruning.prune_two_of_four(layer)
+    written, packed = pack({"w": layer.weight.detach()}, storage)
+    assert packed
+    for name, piece in written.items():
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} has \d+ bytes instead of"):
+            unpack(written | {name: piece[: len(piece) // 2]}, packed, storage)
 
 
 @pytest.mark.parametrize("storage", PACKED)
