@@ -93,7 +93,9 @@ def evaluate(
 
 
 @checked
-def recalibrate(model: nn.Module, split: Split, *, batch_size: Count = 500) -> nn.Module:
+def recalibrate(
+    model: nn.Module, split: Split, *, batch_size: Count = 500, precision: Precision = "fp32"
+) -> nn.Module:
     """Return a copy of ``model`` whose batch normalisation has taken its statistics anew, without labels.
 
     Whoever changes a network without training it leaves it the means and variances of the network that was:
@@ -105,6 +107,7 @@ def recalibrate(model: nn.Module, split: Split, *, batch_size: Count = 500) -> n
         model: maps normalised images to logits; not changed. Without batch normalisation the copy equals it.
         split: some hundred training pictures.
         batch_size: pictures at a time. A last, smaller batch is left out; fewer pictures are one batch.
+        precision: as in ``evaluate``.
     """
     fresh, kind = copy.deepcopy(model), nn.modules.batchnorm._BatchNorm
     norms = [layer for layer in fresh.modules() if isinstance(layer, kind) and layer.running_mean is not None]
@@ -113,7 +116,7 @@ def recalibrate(model: nn.Module, split: Split, *, batch_size: Count = 500) -> n
     momenta, like = [norm.momentum for norm in norms], _like(fresh)
     used = len(split) // batch_size * batch_size or len(split)
     pictures = split.take(slice(0, used if norms else 0)).to(like.device)
-    with evaluating(fresh):
+    with evaluating(fresh), autocast(like.device, precision):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
@@ -135,7 +138,7 @@ def measure(
         correct, recalibrated_correct, total (pictures of ``split``), accuracy and recalibrated (shares of 1).
     """
     as_is = evaluate(model, split, precision=precision)
-    fresh = evaluate(recalibrate(model, calibration), split, precision=precision)
+    fresh = evaluate(recalibrate(model, calibration, precision=precision), split, precision=precision)
     counts = {"correct": as_is.correct, "recalibrated_correct": fresh.correct, "total": as_is.total}
     return counts | {"accuracy": float(as_is), "recalibrated": float(fresh)}
 

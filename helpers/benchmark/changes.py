@@ -115,7 +115,12 @@ def gradual(sparsity: float, end: float = 0.7) -> Callable[[nn.Module], Sequence
 # -- the pictures ----------------------------------------------------------------------------------------
 
 
-def at_pixels(pixels: int) -> Callable[[Data, nn.Module, int], Data]:
+def held_out(count: int) -> Prepare:
+    """Only the first validation pictures: enough for a choice, and soon measured."""
+    return lambda data, model, seed: replace(data, validation=data.validation.take(slice(0, count)))
+
+
+def at_pixels(pixels: int) -> Prepare:
     """Smaller pictures, each new pixel the mean of those it covers (Tan and Le 2021, section 4)."""
 
     def smaller(split: Split) -> Split:
@@ -130,7 +135,7 @@ def at_pixels(pixels: int) -> Callable[[Data, nn.Module, int], Data]:
     return prepare
 
 
-def least_sure(hard: float, others: float) -> Callable[[Data, nn.Module, int], Data]:
+def least_sure(hard: float, others: float) -> Prepare:
     """The share of training pictures of which the network is least sure, and a random share from the rest.
 
     Chosen by its largest probability, never by the label: the loss would leave the wrongly labelled ones in

@@ -91,7 +91,7 @@ def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
 
     if found().empty:
         data, model = load_data(bench.data), models.load(bench.file(name))
-        held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 1_000))
+        held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 500))
         table = pruning.sensitivity(
             model, held_out, RATIOS[unit], unit=unit, calibration=few, precision="auto"
         )
