@@ -31,7 +31,6 @@ BESIDE = {
     "bbox_to_anchor": (1.01, 0.5),
 }  # a legend of layers
 ON_THE_LEFT = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "bbox": ON_WHITE}
-SHORT = EngFormatter(sep="")  # 20k, 3M: does not touch the next tick's number
 UNITS = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}
 
 
@@ -321,7 +320,7 @@ def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fig
         axes.axvline(middle, color=GRAY)
         axes.axvline(0, color="black", linestyle="--", linewidth=1, label="break-even")
         axes.locator_params(axis="x", nbins=6)
-        axes.xaxis.set_major_formatter(SHORT)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 3M
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving
 from helpers.distillation import temperature_effect
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, SHORT, bars, panels, probability_bars
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars
 from helpers.quantization import round_to_grid
 from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, checked, real, table, tensor
 
@@ -93,11 +94,8 @@ def sparsity_figure(weight: Weight, table: Sparsities, sparsity: Share) -> Figur
     ``table`` is from ``pruning.sweep``.
     """
     row, weight = _row(table, "sparsity", sparsity), _drawable(weight, 2)
-    size = weight.abs()
-    kept, limit = (
-        size.flatten(1)[:64, :72] > row["threshold"],
-        float(size.flatten()[:1_000_000].quantile(0.999)),
-    )
+    kept = weight.flatten(1)[:64, :72].abs() > row["threshold"]
+    limit = float(weight.flatten()[:1_000_000].abs().quantile(0.999))
     figure, (left, middle, right) = panels(
         (10.5, 3.3),
         {"title": "weights of the layer", "xlabel": "value", "ylabel": "how many", "xlim": (-limit, limit)},
@@ -303,21 +301,21 @@ def cost_figure(
         fixed=(0.13, 0.14, 0.98, 0.76, 0.28),
     )
     lines = [f"Per million inferences, downloads included: {each} dollars."]
-    for (network, plan), style, color in zip(
-        plans.items(), ("-", "--", ":"), (GRAY, COLORS[4], COLORS[3]), strict=False
-    ):
+    styles = ("-", GRAY), ("--", COLORS[4]), (":", COLORS[3])
+    for (network, plan), (style, color) in zip(plans.items(), styles, strict=False):
         found = saving(before, network, plan, years)
         spent = [found["investment"], found["investment"] + years * total[network.name]]
         right.plot([0, years], spent, style, color=color, linewidth=2, label=network.name)
-        lines += [f"Over {years:g} year{'' if years == 1 else 's'}, {network.name}: {_in_words(found)}."]
-    figure.suptitle("\n".join(lines[:1] + lines[2:]), fontsize=10, x=0.02, ha="left")
+        if network != before:
+            lines += [f"Over {years:g} year{'' if years == 1 else 's'}, {network.name}: {_in_words(found)}."]
+    figure.suptitle("\n".join(lines), fontsize=10, x=0.02, ha="left")
     for kind, color, hatch in zip(costs, COLORS, ("", "//", ".."), strict=False):
         starts = costs.loc[:, :kind].sum(axis=1) - costs[kind]
         bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
     left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in total], fontsize=9)
     left.set_xlim(0, 1.25 * total.max() or 1)
-    left.xaxis.set_major_formatter(SHORT)
-    right.yaxis.set_major_formatter(SHORT)
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.yaxis.set_major_formatter(EngFormatter(sep=""))
     right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend
     left.legend(loc="lower right")
     right.legend(loc="upper left", ncols=3, columnspacing=1, handlelength=1.6)
