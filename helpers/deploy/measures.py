@@ -19,27 +19,10 @@ from helpers.data import HOME
 from helpers.deploy.runtimes import existing, needs, onnx_inference, open_session, thread_count
 from helpers.deploy.writing import Pictures, answers, example
 from helpers.evaluation import Accuracy
+from helpers.profiling import time_in_turns
 from helpers.types import AnyPath, Count, Threads, by_name, checked, whole
 
 Files, Repeats = by_name(AnyPath), whole(3)
-
-
-def time_in_turns(runs, repeats):  # STUB
-    import time
-
-    import numpy as np
-
-    times = {name: [] for name in runs}
-    for turn in range(3 + repeats):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - started))
-    rows = {}
-    for name, all_ in times.items():
-        low, median, high = np.quantile(all_[3:], (0.25, 0.5, 0.75)).tolist()
-        rows[name] = {"latency_ms": median, "latency_low_ms": low, "latency_high_ms": high}
-    return rows
 
 
 @checked
