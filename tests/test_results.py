@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import textwrap
@@ -61,8 +62,7 @@ def test_two_processes_lose_no_row(folder):
     script = """
         import sys
         from pathlib import Path
-        from helpers.benchmark import page as readme
-from helpers.benchmark import results
+        from helpers.benchmark import results
         for number in range(20):
             row = {column: "" for column in results.SCHEMA["speed"]} | {"what": sys.argv[2], "ours": number}
             results.append("speed", [row], Path(sys.argv[1]))
@@ -195,4 +195,4 @@ def test_a_page_without_its_marks_is_refused_and_the_rest_of_it_stays(tmp_path):
     text = page.read_text()
     assert text.startswith("above\n" + readme.MARKS[0])
     assert text.endswith(readme.MARKS[1] + "\nbelow")
-    assert "| pruned, 95% zeros |" in text
+    assert re.search(r"\| pruned, 95% zeros +\|", text)
