@@ -139,6 +139,7 @@ def test_by_energy_each_layer_gets_the_rank_of_its_own_singular_values():
 
 def test_ranks_by_hand_take_the_scheme_with_fewer_weights():
     table = options(nn.Conv2d(4, 64, 3), nn.Conv2d(64, 64, 3), schemes=("channel", "spatial"))
+    table["energy"] = -table["factorized_parameters"]  # which is not asked
     plan = ranks.by_hand(table, {"b": 5, "a": 2})
     assert plan[["layer", "scheme", "rank", "worthwhile"]].values.tolist() == [
         ["a", "channel", 2, True],  # 2 x (64 + 36) against 2 x (12 + 192)
