@@ -107,9 +107,8 @@ def _largest(values: Tensor, sparsity: float) -> Tensor:
     mask = values > (values.kthvalue(count).values if count else -torch.inf)
     if int(mask.sum()) == len(values) - count:
         return mask
-    gone = values.topk(
-        count, largest=False, sorted=False
-    ).indices  # of equals, those torch.nn.utils.prune takes
+    # several are equal at the threshold: give up those that torch.nn.utils.prune would
+    gone = values.topk(count, largest=False, sorted=False).indices
     return torch.ones_like(mask).index_fill(0, gone, False)
 
 
