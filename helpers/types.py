@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable)
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LARGEST = 2**53  # of whole numbers: beyond it a float cannot count
 
 
@@ -42,29 +43,18 @@ def checked(target: F) -> F:
     function = target.__init__ if isinstance(target, type) else target
     signature = inspect.signature(function)
 
-    @functools.cache
-    def adapters() -> dict[
-        str, TypeAdapter
-    ]:  # at the first call, when every name in the annotations is known
-        hints = {
-            name: hint
-            for name, hint in get_type_hints(function, include_extras=True).items()
-            if name in signature.parameters
-        }
-        return {
-            name: TypeAdapter(_exact(hint), config=ConfigDict(strict=True)) for name, hint in hints.items()
-        }
+    @functools.cache  # at the first call, when every name in the annotations is known
+    def adapters() -> dict[str, TypeAdapter]:
+        hints = get_type_hints(function, include_extras=True)
+        single = [one.name for one in signature.parameters.values() if one.kind not in VARIABLE]
+        return {name: _adapter(hints[name]) for name in single if name in hints}
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
         for name, value in call.arguments.items():
-            kind = signature.parameters[name].kind
-            if name in adapters() and kind not in (
-                inspect.Parameter.VAR_POSITIONAL,
-                inspect.Parameter.VAR_KEYWORD,
-            ):
-                call.arguments[name] = validated(name, value, adapters()[name])
+            if name in adapters():
+                call.arguments[name] = _valid(name, value, adapters()[name])
         return function(*call.args, **call.kwargs)
 
     if isinstance(target, type):
@@ -73,24 +63,24 @@ def checked(target: F) -> F:
     return wrapper
 
 
-def validated(name: str, value: Any, adapter: TypeAdapter | Any) -> Any:
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(_exact(hint), config=ConfigDict(strict=True))
+
+
+def validated(name: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as a type takes it, or say what is wrong with the argument ``name``."""
-    adapter = (
-        adapter
-        if isinstance(adapter, TypeAdapter)
-        else TypeAdapter(_exact(adapter), config=ConfigDict(strict=True))
-    )
+    return _valid(name, value, _adapter(hint))
+
+
+def _valid(name: str, value: Any, adapter: TypeAdapter) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        wanted = dict.fromkeys(
-            one["msg"].removeprefix("Input should ").removeprefix("Value error, ") for one in found
-        )
-        kind = (
-            TypeError if all(one["type"].endswith(("_type", "instance_of")) for one in found) else ValueError
-        )
-        raise kind(f"{name} must {' or '.join(wanted)}, got {shown(value)}") from None
+        said = (one["msg"].removeprefix("Input should ").removeprefix("Value error, ") for one in found)
+        other = all(one["type"].endswith(("_type", "instance_of")) for one in found)
+        wanted = " or ".join(dict.fromkeys(said))
+        raise (TypeError if other else ValueError)(f"{name} must {wanted}, got {shown(value)}") from None
 
 
 def shown(value: Any) -> str:

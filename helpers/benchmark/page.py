@@ -34,10 +34,7 @@ def series_table(folder: Path = PUBLISHED) -> pd.DataFrame:
     """
     rows, table = [], compared(folder=folder)
     for name, recipe in NETWORKS.items():
-        shown = (
-            ("torch", "onnx int8") if "pruned" in recipe.label else ("onnx", "onnx int8")
-        )  # zeros are stored by PyTorch's file alone
-        for form in shown if recipe.label and len(table) else ():
+        for form in recipe.shown if recipe.label and len(table) else ():
             for row in table[(table["network"] == name) & (table["format"] == form)].to_dict("records"):
                 row["model"] = recipe.label + (", int8" if form == "onnx int8" else "")
                 row["against 575 MB"] = row["times smaller"] * IMAGENET_VGG19_BYTES / (4 * 20_040_522)

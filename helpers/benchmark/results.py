@@ -46,9 +46,7 @@ SCHEMA = {
     "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),
     "speed": ("what", "unit", "ours", "theirs", "ratio", "library", *PROVENANCE),
 }  # fmt: skip
-IMAGENET_VGG19_BYTES = (
-    4 * 143_667_240
-)  # torchvision's VGG-19 with its 4096-wide classifier: what most claims are made against
+AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value")  # what ``beside`` adds
 TableName = Annotated[str, Field(pattern=f"^({'|'.join(SCHEMA)})$")]
 
 
@@ -232,9 +230,6 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
 
 
-AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value")
-
-
 def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
     name, _, weights = row["reference"].partition("@")
     own = {
@@ -243,9 +238,7 @@ def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
     }
     reference = own.get("torch" if row["format"] == "torch" else "onnx", own.get("torch"))
     if reference is None:
-        return dict.fromkeys(
-            ("times_smaller", "times_faster", "reference_correct", "points", "p_value"), float("nan")
-        )
+        return dict.fromkeys(AGAINST, float("nan"))
     shipped = row["zip_bytes"] if "int8" in row["format"] else row["bytes"]
     found = {
         "times_smaller": reference["bytes"] / shipped,

@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers import models, profiling, pruning
 from helpers.benchmark import results
-from helpers.benchmark.bench import SHIPPED, Bench
+from helpers.benchmark.bench import SHIPPED, Bench, Job
 from helpers.benchmark.changes import Lab
 from helpers.benchmark.measuring import record
 from helpers.benchmark.recipes import NETWORKS, Recipe
@@ -50,7 +50,7 @@ def run(name: str, seed: int, bench: Bench) -> None:
         held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
         known = measure(model, held_out, few, precision="auto")
         row |= {"as_is": known["accuracy"], "recalibrated": known["recalibrated"]}
-    history = train(model, recipe, prepared, epochs, bench, f"{name}-{seed}") if epochs else None
+    history = train(model, recipe, prepared, (name, seed), bench) if epochs else None
     row["seconds"] = 0 if history is None else round(history["seconds"].sum())
     if results.state().is_main_process:
         path = keep(recipe.finish(model), bench.target(name, seed), history)
@@ -58,16 +58,16 @@ def run(name: str, seed: int, bench: Bench) -> None:
     results.state().wait_for_everyone()
 
 
-def train(model: nn.Module, recipe: Recipe, data: Data, epochs: int, bench: Bench, name: str) -> pd.DataFrame:
-    """Train ``model`` in place as its recipe says; ``name`` ends in the seed."""
+def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) -> pd.DataFrame:
+    """Train ``model`` in place as its recipe says."""
     loss = None
     if recipe.teacher:
         teacher = models.load(bench.file(recipe.teacher))
         loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
-    settings = {**recipe.fit, "epochs": epochs, "seed": int(name.rpartition("-")[2])}
+    settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
     settings |= {"batch_size": 32, "compile": False} if bench.trial else {}
-    checkpoint = bench.work / "unfinished" / f"{name}.safetensors"
+    checkpoint = bench.work / "unfinished" / f"{job[0]}-{job[1]}.safetensors"
     return fit(model, glance, loss=loss, callbacks=recipe.callbacks(model), checkpoint=checkpoint, **settings)
 
 
