@@ -176,7 +176,11 @@ def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
         def load_state_dict(self, state):
             self.count = state["count"]
 
+        def on_start(self, run):
+            self.began = run.epoch, run.step, len(run.history), self.count.item()
+
     path, counter = tmp_path / "run.safetensors", Counter()
     interrupted(9, path, few, epochs=3, callbacks=[Counter()])
     fit(small(), few, epochs=3, checkpoint=path, callbacks=[counter, Stop(0)], **SHORT)
+    assert counter.began == (2, 8, 2, 8)
     assert counter.count.item() == 12
