@@ -297,7 +297,7 @@ def formats(table: pd.DataFrame) -> Figure:
         grid[1].errorbar(middle, place, xerr=whiskers, fmt="o", color=color, capsize=2)
         grid[2].plot(rows["agreeing"], place, "o", color=color)
     for axes, column in zip(grid[1:], ("latency_ms", "agreeing"), strict=True):
-        known = table.groupby("format")[column].count()
+        known = table.groupby("format", sort=False)[column].count()
         for name in known.index[known == 0]:
             axes.annotate("not measured here", (0.03, names.index(name)), color=GRAY, **ON_THE_LEFT)
     rows_down(grid[0], names)

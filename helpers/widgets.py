@@ -170,7 +170,8 @@ def bits_figure(weight: Weight, table: Widths, bits: Bits) -> Figure:
         (9, 3.3),
         {
             "title": f"{bits} bits: {len(values.unique())} levels used",
-            "ylabel": "weights of one channel, sorted",
+            "ylabel": "value",
+            "xlabel": "weights of one channel, sorted",
         },
         {"title": f"{row['recalibrated']:.1%}, {row['bytes'] / 1e6:.1f} MB"},
         fixed=(0.08, 0.16, 0.92, 0.9, 0.25),

@@ -388,7 +388,7 @@ def test_the_waterfall_shows_what_each_step_takes_away():
     axes = plotting.waterfall(table).axes[0]
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(8, 0), (4, 4), (4, 0)]
     assert list(axes.lines[0].get_xdata()) == [8, 4, 4]
-    assert [text.get_text() for text in axes.texts] == [
+    assert [text.get_text().strip() for text in axes.texts] == [
         "8.00 MB, 9,000 right",
         "4.00 MB, 8,990 right",
         "4.00 MB, 8,995 right",
