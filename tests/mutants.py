@@ -2,15 +2,14 @@
 
 A mutant is the helper with one thing changed: a comparison or an arithmetic operator, a constant, a ``not``, ``min`` for ``max``, a
 boolean, a condition, a missing statement, an early return. Docstrings, annotations and error texts are left alone. The package is copied
-to a temporary folder; PyTorch is imported once, and each mutant runs in a fork of that process, which takes the mutated module for the
-real one and runs the module's tests until the first fails. Not a part of the test command: it takes minutes. Linux and macOS only.
+to a temporary folder, where each mutant replaces its module; PyTorch is imported once, and the module's tests run in a fork of that
+process until the first fails. Not a part of the test command: it takes minutes. Linux and macOS only.
 """
 
 import argparse
 import ast
 import contextlib
 import copy
-import importlib
 import io
 import json
 import os
@@ -25,21 +24,15 @@ from pathlib import Path
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
-FAULTS = ["tests/faults/test_properties.py", "tests/faults/test_bad_arguments.py"]
-TESTS = {  # of each module: files, and what chooses among their tests
-    "distillation": (
-        ["tests/test_distillation.py", *FAULTS],
-        "test_distillation or properties or distillation. or DistillationLoss",
-    ),
-    "pruning": (
-        ["tests/test_pruning.py", *FAULTS],
-        "test_pruning or properties or pruning. or PolynomialSchedule or GradualPruner or __call__",
-    ),
-    "low_rank": (["tests/test_low_rank.py", *FAULTS], "test_low_rank or properties or low_rank. or finite"),
-    "profiling": (
-        ["tests/test_profiling.py", "tests/test_storage.py", FAULTS[1]],
-        "test_profiling or smallest or profiling.",
-    ),
+TESTS = {  # of each module: the files that test it, beside the properties and the bad arguments
+    "distillation": ("distillation",),
+    "pruning": ("pruning",),
+    "channels": ("channels",),
+    "low_rank": ("low_rank",),
+    "ranks": ("ranks", "low_rank"),
+    "quantization": ("quantization",),
+    "evaluation": ("evaluation", "training"),
+    "profiling": ("profiling", "storage"),
 }
 QUICK = "not vgg19 and not resnet and not mobilenet and not on_the_teacher"  # what they show, smaller networks show as well
 SWAPS = {
@@ -139,8 +132,17 @@ def changes(node):
         yield f"{node.name} does nothing", lambda twin, _: twin.body.insert(0, ast.Return(ast.Constant(None)))
 
 
-def caught(module: str, tree: ast.Module, limit: float) -> str:
+def chosen(module: str) -> list[str]:
+    """Return pytest's arguments: the files of a module's tests, and what chooses among them."""
+    own = [file for name in TESTS[module] if (file := Path("tests", f"test_{name}.py")).exists()]
+    faults = [Path("tests", "faults", f"test_{name}.py") for name in ("properties", "bad_arguments")]
+    names = " or ".join((*(file.stem for file in own), "properties", f"{module}."))
+    return ["-k", f"({names}) and {QUICK}", *map(str, (*own, *faults))]
+
+
+def caught(module: str, source: str, limit: float) -> str:
     """Run the module's tests on a mutant in a fork; return "failed" or "slow" where they notice, "" where they pass."""
+    Path("helpers", f"{module}.py").write_text(source, "utf-8")
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -149,21 +151,7 @@ def caught(module: str, tree: ast.Module, limit: float) -> str:
         os.dup2(sink, 2)
         code = 3
         try:
-            install(module, tree)
-            files, chosen = TESTS[module]
-            code = pytest.main(
-                [
-                    "-x",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    "-o",
-                    "addopts=",
-                    "-k",
-                    f"({chosen}) and {QUICK}",
-                    *files,
-                ]
-            )
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", *chosen(module)])
         finally:
             os._exit(int(code))
     started = time.monotonic()
@@ -178,53 +166,37 @@ def caught(module: str, tree: ast.Module, limit: float) -> str:
         time.sleep(0.02)
 
 
-def install(module: str, tree: ast.Module) -> None:
-    """Put the mutated code into the module that is already loaded, then load anew what has copied names from it."""
-    name = f"helpers.{module}"
-    loaded = sys.modules[name]
-    for key in [key for key in vars(loaded) if not key.startswith("__")]:
-        delattr(loaded, key)
-    exec(compile(tree, loaded.__file__, "exec"), vars(loaded))
-    for other in ("profiling", "pruning", "low_rank", "distillation"):
-        if other != module and f"helpers.{other}" in sys.modules:
-            importlib.reload(sys.modules[f"helpers.{other}"])
-
-
 def run(module: str, sample: int, seed: int, start: int, again: bool, seconds: float, out: Path) -> None:
     """Try the sampled mutants from number ``start`` on, or those that survived, for so many seconds; append a line for each to ``out``."""
     began = time.monotonic()
-    for one in ("distillation", "pruning", "low_rank", "profiling", "training", "data"):
-        importlib.import_module(f"helpers.{one}")
+    import accelerate  # noqa: F401  (each fork would import these again)
     import hypothesis  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
     import torch_pruning  # noqa: F401
 
     torch.set_num_threads(1)  # a fork must not inherit a pool of threads
-    source = Path(sys.modules[f"helpers.{module}"].__file__).read_text("utf-8")
+    source = Path("helpers", f"{module}.py").read_text("utf-8")
     every = list(mutants(ast.parse(source)))
-    chosen = random.Random(seed).sample(range(len(every)), min(sample, len(every)))
+    drawn = random.Random(seed).sample(range(len(every)), min(sample, len(every)))
     todo = (
         [row["number"] for row in latest(out, module) if not row["caught"]]
         if again
-        else range(start, len(chosen))
+        else range(start, len(drawn))
     )
     clean = time.monotonic()
-    if (start == 0 or again) and caught(module, ast.parse(source), 600):
+    if (start == 0 or again) and caught(module, source, 600):
         raise SystemExit(f"the tests of {module} fail without any mutant")
     limit = max(30.0, 3 * (time.monotonic() - clean))
     with out.open("a", encoding="utf-8") as file:
         for number in todo:
             if time.monotonic() - began > seconds:
                 return
-            line, what, tree = every[chosen[number]]
-            verdict = caught(module, tree, limit)
-            file.write(
-                json.dumps(
-                    {"module": module, "number": number, "line": line, "what": what, "caught": verdict}
-                )
-                + "\n"
-            )
+            line, what, tree = every[drawn[number]]
+            row = {"module": module, "number": number, "line": line, "what": what}
+            row["caught"] = caught(module, ast.unparse(tree), limit)
+            file.write(json.dumps(row) + "\n")
             file.flush()
 
 
@@ -285,6 +257,7 @@ def main() -> None:
         os.chdir(folder)
         sys.path.insert(0, folder)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        sys.dont_write_bytecode = True  # two mutants in one second would share it
         for name in [name for name in sys.modules if name.partition(".")[0] in ("helpers", "tests")]:
             del sys.modules[name]
         run(

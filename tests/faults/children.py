@@ -3,10 +3,10 @@
 A job gets a folder and ``say``, which sends a message to the test: "ready" when the work begins, at the end what came out.
 """
 
-import csv
 import hashlib
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -15,14 +15,18 @@ from pathlib import Path
 
 import onnxruntime.quantization  # noqa: F401  (each child would import these again)
 import onnxscript  # noqa: F401
+import pytest
 import sklearn.datasets  # noqa: F401
 import torch
+from helpers.benchmark.__main__ import main
+from torch import nn
 
-from helpers import benchmark, export, models, results
+from helpers import export, files, models
+from helpers.benchmark import results
 from helpers.data import load_data
 from helpers.training import Callback, fit
 
-EPOCHS = 6
+EPOCHS = 3
 
 
 class Child:
@@ -76,7 +80,7 @@ def _start(job, folder, pipe, *arguments):
 def train(folder, say, *callbacks):
     torch.manual_seed(0)
     model = models.build("tiny_convnet", width=0.2)
-    data = load_data("digits", train_limit=256)
+    data = load_data("digits", train_limit=128)
     say("ready")
     fit(
         model,
@@ -87,36 +91,22 @@ def train(folder, say, *callbacks):
         callbacks=callbacks,
         progress=False,
     )
-    say(models.digest(model.state_dict()))
+    say(files.digest(model.state_dict()))
 
 
 def measure(folder, say):
-    """One published row: ``python -m helpers.benchmark pruning``, on digits, from a narrow VGG-19, and the page that shows it."""
-    page, teacher = folder / "README.md", folder / "checkpoints" / "vgg19.safetensors"
-    if not page.exists():
-        torch.manual_seed(0)
-        models.save(models.build("vgg19", width=0.1), teacher, torch.float16)
-        page.write_text("\n".join(("above", *results.MARKS, "below")))
+    """A published row: ``python -m helpers.benchmark teacher1``, on digits: checkpoint, network, answers, row."""
     os.chdir(folder)
-    sys.argv = ["benchmark", "pruning", "--data", "digits", "--train-limit", "256", "--out", "."]
-    sys.argv += ["--only", "gradual-0.9", "--epochs", "2", "--seeds", "0"]
+    sys.argv = ["benchmark", "teacher1", "--data", "digits", "--out", ".", "--epochs", "3"]
     say("ready")
-    benchmark.main()
-    results.write_readme(page)
-    with (folder / "results" / "pruning.csv").open(newline="", encoding="utf-8") as file:
-        rows = [
-            {key: value for key, value in row.items() if "latency" not in key and key != "date"}
-            for row in csv.DictReader(file)
-        ]
-    say(
-        (
-            rows,
-            {
-                path.name: models.digest(models.read_safetensors(path)[1])
-                for path in kept(folder, "*.safetensors")
-            },
-        )
-    )
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    table = results.read("networks", folder / "results")
+    table = table.drop(columns=[name for name in table if re.search("latency|_ms|seconds|date|memory", name)])
+    networks = {
+        path.name: files.digest(files.read_safetensors(path)[1]) for path in kept(folder, "*.safetensors")
+    }
+    say((table.to_csv(), networks, sorted(path.name for path in kept(folder, "*"))))
 
 
 def kept(folder, pattern):
@@ -124,13 +114,20 @@ def kept(folder, pattern):
     return [path for path in folder.rglob(pattern) if "tmp" not in path.relative_to(folder).parts]
 
 
+def small():
+    """A network that is traced and written in a moment."""
+    layers = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    return nn.Sequential(*layers)
+
+
 def convert(folder, say):
     torch.manual_seed(0)
-    model, some = models.build("tiny_convnet", width=0.2), load_data("digits").validation.take(slice(0, 20))
-    export.AGREEMENT = 0.0  # an untrained network's classes are close calls
+    model, some = small().eval(), load_data("digits").validation.take(slice(0, 20))
     say("ready")
     path = export.to_onnx(model, folder / "model.onnx", some)
-    export.quantize_onnx(path, folder / "int8.onnx", some, some)
+    export.quantize_onnx(
+        path, folder / "int8.onnx", some, some, agreement=0
+    )  # untrained: classes are close calls
     say({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.onnx")})
 
 
@@ -170,15 +167,15 @@ def rewrite(folder, say, writer, moment):
     torch.manual_seed(0)
     model = models.build("tiny_convnet", width=0.2)
     some = load_data("digits").validation.take(slice(0, 4))
-    results.RESULTS = folder
+    row, plain = dict.fromkeys(results.SCHEMA["speed"], "x" * 20), small().eval()
 
     def write():
         if writer == "save":
             path = models.save(model, folder / "file.safetensors")
         elif writer == "append":
-            path = results.append("file", *({"number": number, "text": "x" * 100} for number in range(50)))
+            path = results.append("speed", [row] * 30, folder)
         else:
-            path = export.to_onnx(model, folder / "file.onnx", some)
+            path = export.to_onnx(plain, folder / "file.onnx", some)
         say(hashlib.sha256(path.read_bytes()).hexdigest())
 
     say("ready")
@@ -186,15 +183,14 @@ def rewrite(folder, say, writer, moment):
     if moment is not None:
         with torch.no_grad():
             model.classifier.bias += 1
+            plain[-1].bias += 1
         die_while_writing(moment)
         write()
 
 
 def append(folder, say, writer, rows):
-    results.RESULTS = folder
+    row = dict.fromkeys(results.SCHEMA["speed"], f'a {writer} of, "several"\nlines')
     say("ready")
     for number in range(rows):
-        results.append(
-            "table", {"writer": writer, "number": number, "text": f'a {writer} of, "{number}"\nlines'}
-        )
+        results.append("speed", [row | {"what": writer, "unit": number}], folder)
     say("written")

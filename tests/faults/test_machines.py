@@ -1,6 +1,7 @@
 """Other machines, as far as one machine can play them: without bf16, without AVX, with one core, with another system's defaults."""
 
 import ast
+import inspect
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import evaluation, models
+from helpers import evaluation, files, models
 from helpers.data import HOME, load_data
 from helpers.training import fit
 
@@ -22,13 +23,14 @@ EVERYTHING = """
     import torch
     if len(sys.argv) > 2:
         torch.set_num_threads(int(sys.argv[2]))
-    from helpers import low_rank, models, profiling, pruning, quantization, results
+    from helpers import files, low_rank, models, profiling, pruning, quantization
+    from helpers.benchmark import results
     from helpers.data import load_data
     from helpers.distillation import DistillationLoss
     from helpers.evaluation import evaluate
     from helpers.training import fit
     folder = Path(sys.argv[1])
-    data = load_data("digits", train_limit=256)
+    data = load_data("digits", train_limit=128)
     torch.manual_seed(0)
     teacher, student = models.build("vgg11", width=0.1), models.build("tiny_convnet", width=0.3)
     fit(teacher, data, epochs=1, batch_size=64, progress=False)
@@ -40,10 +42,10 @@ EVERYTHING = """
     thin = pruning.prune_channels(small, torch.zeros(1, 3, 32, 32), 0.25, round_to=1)
     profiling.summarize(thin, data, repeats=3)
     quantization.round_weights(thin, 8)
-    results.RESULTS = folder
-    results.append("table", {"device": results.describe_device(), "text": "\\u00e9 \\u2192 \\u4e2d"})
-    assert results.read("table")["text"][0] == "\\u00e9 \\u2192 \\u4e2d"
-    print(models.digest(small.state_dict()), history["loss"].iloc[0], float(evaluate(small, data.test)))
+    row = dict.fromkeys(results.SCHEMA["speed"], results.describe_device()) | {"library": "\\u00e9 \\u2192 \\u4e2d"}
+    results.append("speed", [row], folder)
+    assert results.read("speed", folder)["library"][0] == "\\u00e9 \\u2192 \\u4e2d"
+    print(files.digest(small.state_dict()), history["loss"].iloc[0], float(evaluate(small, data.test)))
 """
 
 
@@ -106,7 +108,7 @@ def test_bf16_is_used_only_where_the_processor_says_so(text, expected, tmp_path,
     monkeypatch.setattr(
         evaluation, "Path", lambda _: tmp_path / "cpuinfo"
     )  # missing, as on Windows and macOS, where text is None
-    assert evaluation.has_bf16.__wrapped__("cpu") is expected
+    assert inspect.unwrap(evaluation.has_bf16)("cpu") is expected
 
 
 def test_without_bf16_auto_is_fp32_to_the_bit(monkeypatch):
@@ -116,7 +118,7 @@ def test_without_bf16_auto_is_fp32_to_the_bit(monkeypatch):
         torch.manual_seed(0)
         model = models.build("tiny_convnet", width=0.2)
         fit(model, data, epochs=1, batch_size=64, precision=precision, progress=False)
-        runs.append(models.digest(model.state_dict()))
+        runs.append(files.digest(model.state_dict()))
     assert runs[0] == runs[1]
 
 
@@ -141,7 +143,7 @@ def test_a_loaded_file_is_not_held_open(tmp_path):
 def test_paths_are_joined_not_pasted():
     """No helper builds a path with slashes or backslashes of its own, and every name it makes up is allowed on Windows."""
     forbidden = re.compile(r'[<>:"|?*\\]|[. ]$')
-    for path in sorted((HOME / "helpers").glob("*.py")):
+    for path in sorted((HOME / "helpers").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
                 for text in filter(len, literals(node)):

@@ -14,8 +14,8 @@ from helpers.business import Assumptions
 from helpers.distillation import distillation_loss, soften, temperature_effect
 from helpers.pruning import PolynomialSchedule, masks_for
 from helpers.training import learning_rate
-from tests.faults.test_bad_arguments import good
 
+NETWORK = business.Network("a", latency_ms=1.0, file_mb=1.0, accuracy=0.9, memory_mb=1.0)
 quickly = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**31)
 
@@ -193,7 +193,7 @@ def test_what_one_side_saves_the_other_loses(before, after, utilization, volume,
         downloads_per_year=100,
         engineer_days=0,
     )
-    large, small = (replace(good.network, latency_ms=latency, file_mb=latency) for latency in (before, after))
+    large, small = (replace(NETWORK, latency_ms=latency, file_mb=latency) for latency in (before, after))
     there, back = business.saving(large, small, case, years), business.saving(small, large, case, years)
     assert there["net"] == pytest.approx(-back["net"])
     assert (there["net"] > 0) == (before > after)
@@ -211,8 +211,8 @@ def test_what_one_side_saves_the_other_loses(before, after, utilization, volume,
 def test_a_tornado_is_sorted_and_its_swings_are_distances(ranges):
     names = ("inferences_per_day", "price_per_cpu_hour", "engineer_days")
     asked = dict(zip(names, ranges, strict=False))
-    value = lambda one: business.cost_per_year(good.network, one)["total"]  # noqa: E731
-    table = business.tornado(value, good.assumptions, asked)
+    value = lambda one: business.cost_per_year(NETWORK, one)["total"]  # noqa: E731
+    table = business.tornado(value, Assumptions(), asked)
     assert set(table["assumption"]) == set(asked)
     assert table["swing"].tolist() == sorted(table["swing"], reverse=True)
     assert (table["swing"] == (table["value_high"] - table["value_low"]).abs()).all()
