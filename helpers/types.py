@@ -156,7 +156,10 @@ Share, PositiveShare, ShareBelowOne = real(ge=0, le=1), real(gt=0, le=1), real(g
 def _items(value: Any) -> tuple:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise PydanticCustomError("tuple_type", "be a collection")
-    return tuple(value)
+    try:
+        return tuple(value)
+    except TypeError:  # a tensor or array without dimensions
+        raise PydanticCustomError("tuple_type", "be a collection") from None
 
 
 def several(kind: Any) -> Any:
