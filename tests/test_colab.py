@@ -31,7 +31,7 @@ print("torch", torch.__version__, os.path.dirname(os.path.realpath(torch.__file_
 print("helpers", models.__file__)
 print("parameters", sum(p.numel() for p in models.load(models.__file__.replace("helpers/models.py", "data/checkpoints/vgg19_combined.safetensors")).parameters()))
 print("once", sys.path.count(home))
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(scope="module")

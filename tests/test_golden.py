@@ -329,6 +329,7 @@ def test_storages_take_the_same_bytes_and_give_the_same_bits_back(tmp_path):
     model = models.build("tiny_convnet", width=0.5)
     pruning.prune_two_of_four(model)
     pruning.prune_once(model, 0.9)
+    model.to(memory_format=torch.channels_last)  # as fit leaves it
     assert tuple(BYTES) == tuple(storage.STORAGES)
     for kind, expected in BYTES.items():
         path = models.save(model, tmp_path / "model.safetensors", storage=kind)
@@ -448,7 +449,7 @@ OTHER = {
 @pytest.mark.parametrize(
     ("options", "losses", "rates", "ends"),
     [
-        ({}, (2.946806, 3.900673, 2.322639), (0.01866025, 0.0081625, 0.00011835), (0.00034631, -0.00615363)),
+        ({}, (2.946806, 3.900673, 2.322639), (0.01866025, 0.0081625, 0.000118345), (0.00034631, -0.00615363)),
         (
             OTHER,
             (2.745326, 2.386768, 1.360431),

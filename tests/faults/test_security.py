@@ -26,7 +26,7 @@ from helpers import data, models
 from helpers.data import HOME, DataError, load_data
 from helpers.training import fit
 
-SOURCES = [*sorted((HOME / "helpers").glob("*.py")), *sorted((HOME / "notebooks").rglob("*.ipynb"))]
+SOURCES = [*sorted((HOME / "helpers").rglob("*.py")), *sorted((HOME / "notebooks").rglob("*.ipynb"))]
 DANGEROUS = {
     "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "eval", "exec", "os.system", "os.popen", "torch.load",
     "torch.jit.load", "torch.hub.load", "np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load",
@@ -53,8 +53,9 @@ def called(node):
     return []
 
 
-# TorchServe's worker reads the TorchScript that we packed: PyTorch's C++ reader, which makes no Python object but tensors and its own types
-EXEMPT = {("handler.py", "torch.jit.load")}
+# TorchServe's worker reads the TorchScript that we packed: PyTorch's C++ reader, which makes no Python object but tensors and its own types.
+# CIFAR-10 is published as pickles; the bytes that are unpickled are those whose MD5 was found to be the published one (test_hostile_files).
+EXEMPT = {("handler.py", "torch.jit.load"), ("data.py", "pickle"), ("data.py", "pickle.loads")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -114,10 +115,10 @@ def test_every_file_is_written_through_atomic_path():
     )
     exempt = {
         ("widgets.py", "png"),
-        ("serving.py", "_pack"),
-        ("serving.py", "_configure"),
+        ("torchserve.py", "_pack"),
+        ("torchserve.py", "_configure"),
     }  # into memory; into a folder that is then thrown away
-    for path in sorted((HOME / "helpers").glob("*.py")):
+    for path in sorted((HOME / "helpers").rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
             safe = {
@@ -125,7 +126,7 @@ def test_every_file_is_written_through_atomic_path():
                 for node in ast.walk(function)
                 if isinstance(node, ast.With)
                 and any(
-                    "atomic_path" in ast.unparse(item) or "Temporary" in ast.unparse(item)
+                    any(safe in ast.unparse(item) for safe in ("atomic_path", "Temporary", "writing("))
                     for item in node.items
                 )
                 for inner in ast.walk(node)
