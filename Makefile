@@ -15,13 +15,13 @@ lab: $(READY)
 	$(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m helpers.series test
+	$(VENV)/bin/python -m helpers.maintain.series test
 
 run: $(READY)
-	$(VENV)/bin/python -m helpers.series run
+	$(VENV)/bin/python -m helpers.maintain.series run
 
 notebooks: $(READY)
-	$(VENV)/bin/python -m helpers.series write
+	$(VENV)/bin/python -m helpers.maintain.series write
 
 lint: $(READY)
 	$(VENV)/bin/ruff check helpers tests notebooks

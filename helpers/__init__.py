@@ -1,4 +1,4 @@
-"""The small library behind the notebooks: one training loop, and each compression technique as one change to it."""
+"""The small library behind the notebooks: one training loop, each compression technique one change to it."""
 
 import logging
 import os

@@ -1,6 +1,6 @@
 """CIFAR-10 and handwritten digits as whole uint8 tensors, with batches and augmentation on the device.
 
-A data set this small fits in memory as one tensor (150 MB for CIFAR-10), so there is no DataLoader and
+A data set this small fits in memory as one tensor (180 MB for CIFAR-10), so there is no DataLoader and
 there are no worker processes: a batch is an index into that tensor, and augmentation is arithmetic on
 the index, done for the whole batch at once on whatever device the model is on.
 """
@@ -10,26 +10,30 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import pickle
 import shutil
 import tempfile
-import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
+from torchvision.datasets import CIFAR10
 
-from helpers import checks
+from helpers.types import AnyPath, Count, Names, Number, Positive, Seed, Whole, checked, shown
 
 HOME = Path(__file__).resolve().parent.parent
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PATIENCE = 5.0  # seconds, for the host to answer
 SPLIT_SEED = 0  # one split for ever: a model trained by anyone has never seen anyone's validation pictures
 
 
@@ -37,82 +41,41 @@ class DataError(RuntimeError):
     """A data set's files are missing, truncated or altered; the message names the file and the way out."""
 
 
+@checked
 @dataclass(frozen=True)
 class Split:
     """Pictures, their labels, and what a model must know to read them.
 
     Attributes:
-        images: uint8, N x 3 x 32 x 32.
-        labels: int64, N.
-        mean: per channel, of pictures scaled to [0, 1].
-        std: per channel, likewise.
+        images, labels: uint8, N x 3 x 32 x 32, and int64, N.
+        mean, std: per channel, of pictures scaled to [0, 1].
         mirror: whether a picture means the same seen in a mirror (a cat does, a handwritten 2 does not).
     """
 
     images: Tensor
     labels: Tensor
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Number, Number, Number]
+    std: tuple[Positive, Positive, Positive]
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        images, labels = (
-            checks.instance("images", self.images, Tensor),
-            checks.instance("labels", self.labels, Tensor),
-        )
+        images, labels = self.images, self.labels
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"images must be uint8, N x 3 x H x W, got {images.dtype}, {tuple(images.shape)}"
-            )
-        if (
-            labels.dtype != torch.int64
-            or labels.shape != images.shape[:1]
-            or (len(labels) and labels.min() < 0)
-        ):
-            got = f"{labels.dtype}, {tuple(labels.shape)}"
-            raise ValueError(
-                f"labels must be int64, 0 or more, one for each of {len(images)} images, got {got}"
-            )
-        if (
-            len(checks.numbers("mean", self.mean)) != 3
-            or len(checks.numbers("std", self.std, 0, open_low=True)) != 3
-        ):
-            raise ValueError(
-                f"mean and std must be three numbers each, one per channel, got {self.mean} and {self.std}"
-            )
+            raise ValueError(f"images must be uint8, N x 3 x H x W, got {shown(images)}")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
+            raise ValueError(f"labels must be int64, N of 0 or more, as many as images, got {shown(labels)}")
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
         return len(self.labels)
 
     def take(self, index: Tensor | slice) -> Split:
-        """Return the pictures at ``index`` as a Split of their own.
-
-        Args:
-            index: a slice, or a vector of whole numbers or of a truth value for each picture.
-
-        Raises:
-            TypeError: it is something else.
-            ValueError: it points beyond the pictures.
-        """
-        count = len(self.labels)
-        if isinstance(index, slice):
-            for part, low in ((index.start, -checks.LARGEST), (index.stop, -checks.LARGEST), (index.step, 1)):
-                if part is not None:
-                    checks.integer("index", part, low)
-        elif checks.instance("index", index, Tensor).dtype == torch.bool:
-            if index.shape != (count,):
-                raise ValueError(
-                    f"index must have a truth value for each of {count} pictures, got shape {tuple(index.shape)}"
-                )
-        elif index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise TypeError(
-                f"index must be a vector of whole numbers, got {index.dtype}, shape {tuple(index.shape)}"
-            )
-        elif len(index) and not -count <= int(index.min()) <= int(index.max()) < count:
-            raise ValueError(
-                f"index must be from {-count} to {count - 1}, got {int(index.min())} to {int(index.max())}"
-            )
+        """Return the pictures at ``index``: a slice, or a vector of whole numbers or of N truth values."""
+        try:  # on the CPU first: on a GPU a wrong index ends the process
+            places = torch.arange(len(self))[index if isinstance(index, slice) else index.cpu()]
+            if places.ndim != 1:
+                raise IndexError("it is no vector")
+        except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"index must fit {len(self)} pictures, got {shown(index)} ({error})") from None
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> Split:
@@ -120,232 +83,195 @@ class Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
+@checked
 @dataclass(frozen=True)
 class Data:
     """A data set in three splits.
 
     Attributes:
-        name: "cifar10" or "digits".
-        classes: the class names; the label is the index.
-        mean: per channel, of training pictures scaled to [0, 1].
-        std: per channel, likewise.
-        train: what weights are fitted on.
-        validation: what every choice (epoch, rank, sparsity, temperature) is made on.
-        test: touched once, at the end.
+        name, classes: "cifar10" or "digits", and the names of its classes; a label is an index into them.
+        mean, std: per channel, of training pictures scaled to [0, 1].
+        train, validation, test: to fit weights on, to make every choice on, and to touch once, at the end.
     """
 
     name: str
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    classes: Names
+    mean: tuple[Number, Number, Number]
+    std: tuple[Positive, Positive, Positive]
     train: Split = field(repr=False)
     validation: Split = field(repr=False)
     test: Split = field(repr=False)
 
     def __post_init__(self) -> None:
-        checks.instance("name", self.name, str)
-        checks.names("classes", self.classes)
         for part in ("train", "validation", "test"):
-            labels = checks.instance(part, getattr(self, part), Split).labels
-            if len(labels) == 0 or labels.max() >= len(self.classes):
-                raise ValueError(
-                    f"{part} must hold pictures, of the {len(self.classes)} classes, got {len(labels)} pictures"
-                )
+            labels, count = getattr(self, part).labels, len(self.classes)
+            if len(labels) == 0 or labels.max() >= count:
+                raise ValueError(f"{part} must hold pictures of {count} classes, got labels: {shown(labels)}")
 
     def __str__(self) -> str:
-        """Return one line: the name and the size of each split."""
-        return (
-            f"{self.name}: {len(self.train):,} training, {len(self.validation):,} validation and "
-            f"{len(self.test):,} test pictures of {len(self.classes)} classes"
-        )
+        sizes = f"{len(self.train):,} training, {len(self.validation):,} validation, {len(self.test):,} test"
+        return f"{self.name}: {sizes} pictures of {len(self.classes)} classes"
 
 
+@checked
 def load_data(
-    name: str = "auto", root: str | os.PathLike | None = None, train_limit: int | None = None, seed: int = 0
+    name: Literal["auto", "cifar10", "digits"] = "auto",
+    root: AnyPath | None = None,
+    train_limit: Count | None = None,
+    seed: Seed = 0,
 ) -> Data:
     """Load a data set as tensors.
 
     Args:
-        name: "cifar10" (50,000 + 10,000 colour pictures, Krizhevsky 2009), "digits" (scikit-learn's 1,797
-            handwritten digits, inside that package) or "auto": CIFAR-10 where it is on disk or can be
-            downloaded, digits elsewhere.
-        root: the folder that holds, or will hold, ``cifar-10-batches-py``. Default: the environment variable
-            ``CIFAR10_ROOT``, else ``data/`` of this project.
+        name: "cifar10" (60,000 colour pictures, Krizhevsky 2009), "digits" (scikit-learn's 1,797 handwritten
+            digits) or "auto": CIFAR-10 where it is on disk or can be downloaded, digits elsewhere.
+        root: the folder that holds, or will hold, ``cifar-10-batches-py``. Default: ``cifar10_root()``.
         train_limit: keep only this many training pictures, drawn stratified by class. Default: all.
         seed: which pictures ``train_limit`` draws. The three splits themselves never change.
 
     Returns:
-        Data: CIFAR-10 as 45,000 / 5,000 / 10,000, digits as 1,297 / 200 / 300; stratified by class.
+        CIFAR-10 as 45,000 / 5,000 / 10,000 pictures, digits as 1,297 / 200 / 300; stratified by class.
 
     Raises:
-        ValueError: an unknown name, or a train_limit out of range.
         DataError: CIFAR-10's files are damaged, or absent and out of reach.
     """
-    checks.choice("name", name, ("auto", "cifar10", "digits"))
-    checks.integer("seed", seed, 0, 2**32 - 1)
-    root = checks.path("root", root) if root is not None else cifar10_root()
-    if name == "auto":
-        name = _choose(root)
-    data = _digits() if name == "digits" else _cifar10(root)
-    if train_limit is not None:
-        checks.integer("train_limit", train_limit, len(data.classes), len(data.train))
-        keep, _ = _stratified(data.train.labels, train_limit, seed)
-        data = replace(data, train=data.train.take(keep))
-    return data
+    root = root or cifar10_root()
+    try:
+        data = _digits() if name == "digits" else _cifar10(root)
+    except DataError:
+        if name == "cifar10" or (root / CIFAR10_FOLDER).exists():
+            raise
+        print(f"CIFAR-10 is neither in {root} nor reachable: using scikit-learn's digits instead.")
+        data = _digits()
+    if train_limit is None:
+        return data
+    if not len(data.classes) <= train_limit <= len(data.train):
+        raise ValueError(f"train_limit must be {len(data.classes)} to {len(data.train)}, got {train_limit}")
+    return replace(data, train=data.train.take(_stratified(data.train.labels, train_limit, seed)[0]))
 
 
 def cifar10_root() -> Path:
-    """Return the folder that holds, or will hold, CIFAR-10: ``CIFAR10_ROOT`` from the environment, else ``data/``."""
+    """Return the folder for CIFAR-10: the environment variable ``CIFAR10_ROOT``, or ``data/`` here."""
     return Path(os.environ.get("CIFAR10_ROOT") or HOME / "data")
 
 
+@checked
 def normalize(images: Tensor, source: Split | Data) -> Tensor:
-    """Scale uint8 pictures to [0, 1], then to zero mean and unit variance per channel.
-
-    Args:
-        images: uint8, N x 3 x H x W.
-        source: whose mean and std to use.
-
-    Returns:
-        float32, N x 3 x H x W, channels last.
-    """
-    checks.instance("source", source, (Split, Data))
-    if checks.instance("images", images, Tensor).ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be N x 3 x H x W, got {tuple(images.shape)}")
-    mean = torch.tensor(source.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(source.std, device=images.device).view(1, 3, 1, 1)
+    """Scale uint8 pictures by 255 and ``source``'s mean and std: float32, N x 3 x H x W, channels last."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be N x 3 x H x W, got {shown(images)}")
+    mean, std = torch.tensor((source.mean, source.std), device=images.device).view(2, 1, 3, 1, 1)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: Tensor, generator: torch.Generator, *, shift: int = 4, mirror: bool = True) -> Tensor:
+@checked
+def augment(images: Tensor, generator: torch.Generator, *, shift: Whole = 4, mirror: bool = True) -> Tensor:
     """Shift every picture of a batch by its own random amount, and mirror every second one on average.
 
-    The same as padding by ``shift`` with the reflected border and cropping at random, but written as an
-    index: output pixel (y, x) is read from (y + dy, x + dx), reflected at the border.
+    The same as padding with the reflected border and cropping at random, but written as an index: output
+    pixel (y, x) is read from (y + dy, x + dx), reflected at the border.
 
     Args:
-        images: N x C x H x W, any type.
+        images: N x C x H x W, any type; new ones, alike, are returned.
         generator: on the same device as ``images``; the same state gives the same pictures.
         shift: the largest shift, in pixels, in either direction; less than H and W.
-        mirror: whether to mirror.
-
-    Returns:
-        A new tensor of the same shape and type.
     """
-    if checks.instance("images", images, Tensor).ndim != 4:
-        raise ValueError(f"images must be N x C x H x W, got {tuple(images.shape)}")
-    checks.instance("generator", generator, torch.Generator)
+    if images.ndim != 4 or shift >= min(images.shape[2:]):
+        raise ValueError(f"images must be N x C x H x W, larger than shift {shift}, got {shown(images)}")
     count, channels, height, width = images.shape
-    checks.integer("shift", shift, 0, min(height, width) - 1)
-    device = images.device
-
-    def positions(size: int) -> Tensor:
-        offset = torch.randint(-shift, shift + 1, (count, 1), generator=generator, device=device)
-        position = (torch.arange(size, device=device) + offset).abs()
-        return size - 1 - (size - 1 - position).abs()
-
-    rows, columns = positions(height), positions(width)
+    rows, columns = (_shifted(size, count, shift, generator, images.device) for size in (height, width))
     if mirror:
-        flip = torch.rand(count, 1, generator=generator, device=device) < 0.5
+        flip = torch.rand(count, 1, generator=generator, device=images.device) < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
     flat = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return images.reshape(count, channels, -1).gather(2, flat).view(images.shape)
 
 
-def cutout(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """Hide a square of every picture, each at its own random place: what is left must do (DeVries and Taylor 2017, section 3).
+def _shifted(size: int, count: int, shift: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    # for each picture where its pixels are read from, reflected at both ends: count x size
+    offset = torch.randint(-shift, shift + 1, (count, 1), generator=generator, device=device)
+    position = (torch.arange(size, device=device) + offset).abs()
+    return size - 1 - (size - 1 - position).abs()
+
+
+@checked
+def cutout(images: Tensor, generator: torch.Generator, size: Whole) -> Tensor:
+    """Hide a square of every picture, each at its own random place (DeVries and Taylor 2017, section 3).
 
     Args:
-        images: normalised, B x C x H x W; what is hidden becomes 0, the mean colour.
+        images: normalised, B x C x H x W; what is hidden in the copy becomes 0, the mean colour.
         generator: on the same device as ``images``; the same state hides the same squares.
-        size: side of the square, in pixels; its middle is anywhere in the picture, so that it may hang over the border.
-
-    Returns:
-        A new tensor of the same shape and type, channels last.
+        size: side of the square, in pixels; its middle is anywhere in the picture, so it may overhang.
     """
-    if checks.instance("images", images, Tensor).ndim != 4:
-        raise ValueError(f"images must be B x C x H x W, got {tuple(images.shape)}")
-    checks.instance("generator", generator, torch.Generator)
-    checks.integer("size", size, 0, min(images.shape[2:]))
-    return _hide(images, _holes(images, generator, size))
+    if images.ndim != 4 or size > min(images.shape[2:]):
+        raise ValueError(f"images must be B x C x H x W, not smaller than size {size}, got {shown(images)}")
+    return images.masked_fill(_holes(images, generator, size), 0).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def _holes(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """Draw a square for each picture: B x 1 x H x W, true inside."""
-    count, _, *sides = images.shape
-
-    def inside(length: int) -> Tensor:
-        first = torch.randint(length, (count, 1), generator=generator, device=images.device) - size // 2
+    # a square for each picture: B x 1 x H x W, true inside
+    inside = []
+    for length in images.shape[2:]:
+        first = torch.randint(length, (len(images), 1), generator=generator, device=images.device) - size // 2
         position = torch.arange(length, device=images.device)
-        return (position >= first) & (position < first + size)
-
-    rows, columns = (inside(side) for side in sides)
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+        inside.append((position >= first) & (position < first + size))
+    return inside[0][:, None, :, None] & inside[1][:, None, None, :]
 
 
-def _hide(images: Tensor, holes: Tensor) -> Tensor:
-    return images.masked_fill(holes, 0).contiguous(memory_format=torch.channels_last)
-
-
+@checked
 def batches(
     split: Split,
-    batch_size: int,
+    batch_size: Count,
     *,
     generator: torch.Generator | None = None,
     augmented: bool = False,
-    hole: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    hole: Whole = 0,
+    rank: Whole = 0,
+    world: Count = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of (images, labels), ready for a model.
 
     Args:
         split: what to read.
-        batch_size: pictures in a batch; the last one may be smaller unless shuffled.
-        generator: shuffles, and drops the last incomplete batch (so that every step weighs the same).
-            None: in order, all of it.
+        batch_size: pictures in a batch.
+        generator: shuffles, and drops the last incomplete batch: every step weighs the same. None: in order.
         augmented: random shift and mirroring; needs ``generator``.
         hole: side of the square that ``cutout`` hides, in pixels; needs ``generator``. 0: nothing is hidden.
-        rank: which of ``world`` equal shares of each batch to yield (one process each in distributed training).
-        world: number of processes.
+        rank, world: which of so many equal shares of each batch to yield, one to a process.
 
     Yields:
         images: float32, normalised, B x 3 x 32 x 32, channels last. labels: int64, B.
     """
-    checks.instance("split", split, Split)
-    checks.integer("batch_size", batch_size, 1)
-    checks.integer("rank", rank, 0, checks.integer("world", world, 1) - 1)
-    checks.integer("hole", hole, 0, min(split.images.shape[2:]))
-    if generator is not None or augmented or hole:
-        checks.instance("generator", generator, torch.Generator)
-    device = split.labels.device
-    if generator is None:
-        order, total = torch.arange(len(split), device=device), len(split)
-    else:
-        order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
+    if rank >= world:
+        raise ValueError(f"rank must be less than world, {world}, got {rank}")
+    if hole > min(split.images.shape[2:]):
+        raise ValueError(f"hole must be no larger than the pictures, got {hole}")
+    if generator is None and (augmented or hole):
+        raise TypeError("generator must be given where pictures are augmented or hidden, got None")
+    order = torch.arange(len(split))
+    if generator is not None:
         batch_size = min(batch_size, len(split))
-        total = len(split) // batch_size * batch_size
-    for start in range(0, total, batch_size):
-        index = order[start : start + batch_size]
+        order = torch.randperm(len(split), generator=generator, device=generator.device)
+        order = order[: len(split) // batch_size * batch_size]
+    for index in order.to(split.labels.device).split(batch_size):
         images = split.images[index]
         if augmented:
             images = augment(images, generator, mirror=split.mirror)
         own = normalize(images[rank::world], split)
         if hole:  # drawn for all, so that the processes agree
-            own = _hide(own, _holes(images, generator, hole)[rank::world])
+            own.masked_fill_(_holes(images, generator, hole)[rank::world], 0)
         yield own, split.labels[index[rank::world]]
 
 
-# -- where the pictures come from ------------------------------------------------------------------------------------
+# -- where the pictures come from ----------------------------------------------------------------------------
 
 
 def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Split 0..N-1 into ``count`` indices with the classes in proportion, and the rest; both sorted."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    position = torch.empty(
-        len(labels), dtype=torch.float64
-    )  # how far into its class each picture comes, in (0, 1)
+    # 0..N-1 as ``count`` indices with the classes in proportion, and the rest; both sorted
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    position = torch.empty(len(labels), dtype=torch.float64)  # of a picture within its class, in (0, 1)
     for label in labels.unique():
         own = shuffled[labels[shuffled] == label]
         position[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
@@ -353,82 +279,43 @@ def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[:count].sort().values, order[count:].sort().values
 
 
-def _choose(root: Path) -> str:
-    try:
-        if not (root / CIFAR10_FOLDER).exists():
-            _download(root)
-        return "cifar10"
-    except DataError:
-        print(f"CIFAR-10 is neither in {root} nor reachable: using scikit-learn's digits instead.")
-        return "digits"
-
-
-def _reachable(url: str, seconds: float = 5.0) -> bool:
-    """Whether ``url`` answers within ``seconds``, name look-up included."""
-    answer: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            answer.append(True)
-        except (OSError, http.client.HTTPException):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answer)
-
-
 def _cifar10(root: Path) -> Data:
-    from torchvision.datasets import CIFAR10
-
-    folder = root / CIFAR10_FOLDER
-    if folder.exists():
-        _verify(folder, CIFAR10)
-    else:
+    if not (root / CIFAR10_FOLDER).exists():
         _download(root)
+    full = _read(root / CIFAR10_FOLDER, CIFAR10.train_list)
+    test = _read(root / CIFAR10_FOLDER, CIFAR10.test_list)
+    held_out, rest = _stratified(full.labels, 5_000, SPLIT_SEED)
+    splits = full.take(rest), full.take(held_out), test
+    return Data("cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, *splits)
+
+
+def _read(folder: Path, listed: list[tuple[str, str]]) -> Split:
+    # each file once; they are pickles, so nothing but what was published may be opened
+    way_out = f"Way out: delete the folder {folder} and load again: it is downloaded anew."
     images, labels = [], []
-    for train in (True, False):
-        dataset = CIFAR10(root, train=train)
-        images.append(torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))))
-        labels.append(torch.tensor(dataset.targets))
-    held_out, rest = _stratified(labels[0], 5_000, SPLIT_SEED)
-    full, test = (Split(i, n, CIFAR10_MEAN, CIFAR10_STD) for i, n in zip(images, labels, strict=True))
-    return Data(
-        "cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, full.take(rest), full.take(held_out), test
-    )
-
-
-def _verify(folder: Path, dataset: type) -> None:
-    """Check every file against the MD5 that torchvision lists; name the first that is off."""
-    way_out = f"delete the folder {folder} and load again: it is downloaded anew"
-    for name, md5 in [
-        *dataset.train_list,
-        *dataset.test_list,
-        [dataset.meta["filename"], dataset.meta["md5"]],
-    ]:
+    for name, md5 in listed:
         path = folder / name
         try:
-            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing: an interrupted download? Way out: {way_out}.") from None
+            content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error}). Way out: {way_out}.") from error
+            raise DataError(f"{path} is missing or cannot be read ({error}). {way_out}") from error
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != md5:
-            size = path.stat().st_size
-            raise DataError(
-                f"{path} ({size:,} bytes) is truncated or altered: MD5 {found}, published {md5}. Way out: {way_out}."
-            )
+            state = f"({len(content):,} bytes) is truncated or altered: MD5 {found}, published {md5}"
+            raise DataError(f"{path} {state}. {way_out}")
+        batch = pickle.loads(content, encoding="bytes")
+        images.append(batch[b"data"].reshape(-1, 3, 32, 32))
+        labels += batch[b"labels"]
+    images = torch.from_numpy(np.concatenate(images))
+    return Split(images, torch.tensor(labels), CIFAR10_MEAN, CIFAR10_STD)
 
 
 def _download(root: Path) -> None:
-    """Fetch CIFAR-10 into a temporary folder, then move it into place whole; a second process waits for the first."""
-    from torchvision.datasets import CIFAR10
-
+    # into a temporary folder, then moved into place whole; a second process waits for the first
     try:
-        if not _reachable(CIFAR10_URL):
-            raise OSError("no answer within 5 seconds")
+        request = urllib.request.Request(CIFAR10_URL, method="HEAD")
+        pool = futures.ThreadPoolExecutor(1)  # because urlopen's own limit leaves out the name look-up
+        pool.submit(urllib.request.urlopen, request, timeout=PATIENCE).result(PATIENCE).close()
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".cifar10.lock"):
             if (root / CIFAR10_FOLDER).exists():
@@ -438,15 +325,15 @@ def _download(root: Path) -> None:
             with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as part:
                 CIFAR10(part, download=True)
                 (Path(part) / CIFAR10_FOLDER).rename(root / CIFAR10_FOLDER)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except (OSError, RuntimeError, http.client.HTTPException, futures.TimeoutError) as error:
         raise DataError(
-            f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error}). Way out: unpack that "
-            f'archive in {root}, or set CIFAR10_ROOT to a folder that holds it, or use load_data("digits").'
+            f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error!r}). "
+            f'Way out: unpack it in {root}, set CIFAR10_ROOT to where it is, or use load_data("digits").'
         ) from error
 
 
 def _digits() -> Data:
-    """scikit-learn's copy of the UCI optical digits (8 x 8, 17 grey levels), enlarged to 3 x 32 x 32."""
+    # scikit-learn's copy of the UCI optical digits (8 x 8, 17 grey levels), enlarged to 3 x 32 x 32
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -458,8 +345,6 @@ def _digits() -> Data:
     held_out, train = _stratified(labels[rest], 200, SPLIT_SEED)
     pixels = images[rest[train]].float() / 255
     mean, std = (pixels.mean().item(),) * 3, (pixels.std().item(),) * 3
-    full = Split(images, labels, mean, std, mirror=False)
-    names = tuple(str(digit) for digit in digits.target_names)
-    return Data(
-        "digits", names, mean, std, full.take(rest[train]), full.take(rest[held_out]), full.take(test)
-    )
+    full, names = Split(images, labels, mean, std, mirror=False), tuple("0123456789")
+    parts = (full.take(index) for index in (rest[train], rest[held_out], test))
+    return Data("digits", names, mean, std, *parts)

@@ -2,70 +2,58 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import checks
+from helpers.types import Share, checked, real, shown, tensor
 
-TEMPERATURES = (1e-3, 1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
+Temperature = real(ge=1e-3, le=1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
 
 
-def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
+@checked
+def soften(logits: tensor(), temperature: Temperature = 1.0) -> Tensor:
     """Return softmax(logits / temperature): the soft targets of Hinton 2015, eq. 1.
 
     Args:
         logits: any shape, classes last.
-        temperature: from 0.001 to 10^6; 1 is the ordinary softmax, larger is flatter.
+        temperature: 1 is the ordinary softmax, larger is flatter.
 
     Returns:
         Probabilities of the same shape, float32 or better.
-
-    Raises:
-        ValueError: ``temperature`` is out of range, or a logit is not finite.
     """
-    temperature = checks.number("temperature", temperature, *TEMPERATURES)
-    if not checks.tensor("logits", logits).ndim:
+    if not logits.ndim:
         raise ValueError("logits must have their classes last, got a single number")
     logits = _at_least_float32(logits)
-    return F.softmax(
-        (logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1
-    )  # shifted, so that a tiny temperature cannot overflow
+    shifted = logits - logits.amax(-1, keepdim=True)  # so that a tiny temperature cannot overflow
+    return F.softmax(shifted / temperature, dim=-1)
 
 
+@checked
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    temperature: float = 4.0,
-    alpha: float = 0.9,
+    temperature: Temperature = 4.0,
+    alpha: Share = 0.9,
 ) -> Tensor:
-    """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy(student, labels).
+    """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * CE(student, labels).
 
-    The mean over the batch of Hinton 2015, section 2. The gradient of the soft term shrinks as 1 / T^2, so T^2 keeps
-    the balance that alpha asks for at every temperature.
+    The mean over the batch of Hinton 2015, section 2. The gradient of the soft term shrinks as 1 / T^2, so
+    T^2 keeps the balance that alpha asks for at every temperature.
 
     Args:
         student_logits: B x C.
         teacher_logits: B x C; no gradient flows into them.
         labels: int64, B.
-        temperature: from 0.001 to 10^6.
-        alpha: weight of the soft term, in [0, 1]; 0 is ordinary training.
+        temperature: T.
+        alpha: weight of the soft term; 0 is ordinary training.
 
     Returns:
         A scalar, in nats.
-
-    Raises:
-        ValueError: the shapes do not match, or an argument is out of range.
     """
-    temperature = checks.number("temperature", temperature, *TEMPERATURES)
-    alpha = checks.number("alpha", alpha, 0, 1)
-    for name, value in (
-        ("student_logits", student_logits),
-        ("teacher_logits", teacher_logits),
-        ("labels", labels),
-    ):
-        checks.instance(name, value, Tensor)
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or not student_logits.numel():
         raise ValueError(
             "student_logits and teacher_logits must both be batch x classes with the same number of classes, "
@@ -73,12 +61,11 @@ def distillation_loss(
         )
     batch, classes = student_logits.shape
     if labels.dtype != torch.int64 or labels.shape != (batch,):
-        raise ValueError(
-            f"labels must be one class index for each of {batch} pictures, got {labels.dtype}, {tuple(labels.shape)}"
-        )
-    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels must be int64, one for each of {batch} pictures, got {shown(labels)}")
+    # On a GPU nobody looks: every step would wait for it, and cross-entropy stops at such labels itself.
+    if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-    # In float64: at a high temperature KL is a small difference of nearly equal numbers, which T^2 then magnifies.
+    # In float64: at a high temperature KL is a small difference of nearly equal numbers, magnified by T^2.
     precise = torch.float32 if student_logits.device.type == "mps" else torch.float64
     student, teacher = student_logits.to(precise), teacher_logits.detach().to(precise)
     soft = F.kl_div(
@@ -94,30 +81,22 @@ def distillation_loss(
 class DistillationLoss(nn.Module):
     """The loss that makes ``fit`` distil: ``fit(student, data, epochs=..., loss=DistillationLoss(teacher))``.
 
-    The teacher sees exactly the pictures the student sees, shifts and mirroring included (Beyer 2022, section 3.1:
-    consistent teaching). It is frozen, stays in eval mode and builds no graph.
+    The teacher sees exactly the pictures the student sees, shifts and mirroring included (Beyer 2022, section
+    3.1: consistent teaching), in eval mode and without a graph. It is a frozen copy of ``teacher`` as it is
+    now: the caller's own may be trained, factorized, or share layers with the student. The price is the
+    memory of one more teacher, on the device where training is.
 
     Args:
-        teacher: maps images to logits over the student's classes. Its parameters are frozen in place.
+        teacher: maps images to logits over the student's classes.
         temperature: T, from 0.001 to 10^6.
         alpha: weight of the soft term, in [0, 1].
-
-    Raises:
-        TypeError: ``teacher`` is not a module.
-        ValueError: ``temperature`` or ``alpha`` is out of range.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float = 4.0, alpha: float = 0.9) -> None:
+    @checked
+    def __init__(self, teacher: nn.Module, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
         super().__init__()
-        self.temperature = checks.number("temperature", temperature, *TEMPERATURES)
-        self.alpha = checks.number("alpha", alpha, 0, 1)
-        self.teacher = checks.instance("teacher", teacher, nn.Module).eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> DistillationLoss:
-        """Set the mode of the loss; the teacher stays in eval mode whatever happens."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+        self.temperature, self.alpha = temperature, alpha
+        self.teacher = copy.deepcopy(teacher).requires_grad_(False)
 
     def extra_repr(self) -> str:
         """Return temperature and alpha, for printing and for fit's checkpoint."""
@@ -126,29 +105,26 @@ class DistillationLoss(nn.Module):
     def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a batch: student_logits B x C, images B x 3 x H x W, labels B."""
         with torch.no_grad():
-            teacher_logits = self.teacher(images)
+            teacher_logits = self.teacher.eval()(images)  # whatever mode the loss is in
         return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
 
 
-def temperature_effect(logits: Tensor, temperature: float) -> dict[str, float | Tensor]:
+@checked
+def temperature_effect(logits: tensor(1), temperature: Temperature) -> dict[str, float | Tensor]:
     """What a temperature does to one picture's logits: the plain function under notebook 01's slider.
 
     Args:
-        logits: C, of one picture.
-        temperature: from 0.001 to 10^6.
+        logits: C, of one picture; at least two.
+        temperature: T, from 0.001 to 10^6.
 
     Returns:
-        probabilities: C. entropy: in bits, from 0 to log2(C). gradient_scale: the share of the soft term's gradient
-        (norm, with respect to the student's logits, for a student that knows nothing) left at this temperature,
-        relative to T = 1, without the factor T^2. scaled_gradient: the same with the factor T^2.
-
-    Raises:
-        ValueError: ``logits`` is not a vector of at least two, or ``temperature`` is out of range.
+        probabilities: C. entropy: in bits, from 0 to log2(C). gradient_scale: the share of the soft term's
+        gradient (norm, with respect to the student's logits, for a student that knows nothing) left at this
+        temperature, relative to T = 1, without the factor T^2. scaled_gradient: the same with the factor T^2.
     """
-    if checks.tensor("logits", logits).ndim != 1 or len(logits) < 2:
+    if len(logits) < 2:
         raise ValueError(f"logits must be a vector of at least two, got shape {tuple(logits.shape)}")
-    probabilities = soften(logits, temperature)
-    uniform = 1 / len(logits)
+    probabilities, uniform = soften(logits, temperature), 1 / len(logits)
     entropy = -(probabilities * probabilities.clamp_min(1e-30).log2()).sum()
     gradient = (probabilities - uniform).norm() / temperature
     reference = (soften(logits, 1.0) - uniform).norm().clamp_min(1e-12)

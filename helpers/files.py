@@ -19,41 +19,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.types import AnyPath, by_name, checked
+
 LARGEST = 2**31  # bytes of one network in memory: what a file's header may claim
-
-
 WAY_OUT = "Way out: fetch the file anew, or train and save it again."
 
 
 class CheckpointError(ValueError):
-    """A model file is missing, truncated, altered or not one of ours; the message names it and the way out."""
+    """A model file is missing, truncated, altered or not one of ours; the message names it and a way out."""
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a safetensors file's metadata and tensors.
+# -- safetensors ---------------------------------------------------------------------------------------------
+
+
+@checked
+def read_safetensors(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a safetensors file's metadata, {name: text}, and its tensors, {name: tensor}.
 
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
     """
-    try:
-        if path.stat().st_size > 8 * LARGEST:
-            raise CheckpointError(
-                f"{path} has {path.stat().st_size:,} bytes, more than any model of this project. {WAY_OUT}"
-            )
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()  # safe_open cannot be iterated
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. {WAY_OUT}") from None
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated, altered or not a safetensors file ({error}). {WAY_OUT}"
-        ) from error
+    with _opened(path) as file:
+        names = file.keys()  # safe_open cannot be iterated
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+@checked
+def write_safetensors(path: AnyPath, tensors: by_name(Tensor), metadata: by_name(str)) -> None:
     """Write tensors and metadata to a safetensors file, whole or not at all.
 
     Raises:
@@ -66,26 +58,23 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
             raise OSError(str(error)) from error
 
 
-def fingerprint(path: str | os.PathLike) -> str:
-    """Say which weights a file of ``save`` holds: "sha256:" and the first ten digits of the checksum in it.
+@checked
+def fingerprint(path: AnyPath) -> str:
+    """Say which weights a file holds, from its header alone: "sha256:" and ten digits of its checksum.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not one of ours.
     """
-    try:
-        with safe_open(path, framework="pt") as file:  # the header alone
-            found = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is missing, truncated or not a safetensors file ({error}). {WAY_OUT}"
-        ) from error
+    with _opened(path) as file:
+        found = (file.metadata() or {}).get("sha256")
     if not found:
         raise CheckpointError(f"{path} holds no checksum: it was not written by models.save. {WAY_OUT}")
     return f"sha256:{found[:10]}"
 
 
-def digest(tensors: dict[str, Tensor], text: str = "") -> str:
-    """Return the SHA-256 of ``text`` and of every tensor with its name, in hexadecimal."""
+@checked
+def digest(tensors: by_name(Tensor), text: str = "") -> str:
+    """Return the SHA-256, in hexadecimal, of ``text`` and then of every tensor's name and bytes, by name."""
     sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         sha.update(name.encode())
@@ -94,23 +83,39 @@ def digest(tensors: dict[str, Tensor], text: str = "") -> str:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        if path.stat().st_size > 8 * LARGEST:
+            raise ValueError(f"{path.stat().st_size:,} bytes are more than any model of this project has")
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. {WAY_OUT}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        said = f"{path} is truncated, altered or not a safetensors file ({error}). {WAY_OUT}"
+        raise CheckpointError(said) from error
+
+
+# -- whole or not at all -------------------------------------------------------------------------------------
+
+
+@checked
+@contextmanager
+def atomic_path(path: AnyPath) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends well.
 
-    The file is flushed to disk before the rename, so a crash, a kill or a full disk leaves either the
-    old file or the new one, never half of one.
+    What was written there is flushed to disk before it is renamed, so a crash, a kill or a full disk leaves
+    either the old file or the new one, never half of one. What killed processes left half-written beside it
+    is removed.
 
     Raises:
         OSError: the folder cannot be created or written, or the disk is full; the message names ``path``.
     """
-    path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with _named(path, part):
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(
-                f".{glob.escape(path.name)}.*.part"
-            ):  # by a process that was killed while it wrote
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
                 writer = left.name.split(".")[-2]
                 if writer.isdigit() and not psutil.pid_exists(int(writer)):
                     left.unlink(missing_ok=True)
@@ -126,8 +131,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def writable(path: Path) -> None:
-    """Raise now what ``atomic_path`` would raise later, after hours of training: make the folder, and a file in it.
+@checked
+def writable(path: AnyPath) -> None:
+    """Raise now what ``atomic_path`` would raise after hours of training: make the folder, and a file in it.
 
     Raises:
         OSError: the folder cannot be created or written; the message names ``path``.
@@ -139,15 +145,12 @@ def writable(path: Path) -> None:
 
 @contextmanager
 def _named(path: Path, part: Path) -> Iterator[None]:
-    """Have an OSError of writing ``path`` name it; one about another file passes as it is."""
+    # an OSError of writing path says so; one about another file, raised in the same block, passes as it is
     try:
         yield
     except OSError as error:
-        if (
-            error.filename is not None
-            and Path(error.filename) not in (part, *path.parents)
-            and part not in Path(error.filename).parents
-        ):
+        name = Path(error.filename or part)
+        if name not in (part, *path.parents) and part not in name.parents:
             raise
         reason = error.strerror or str(error)
         text = f"{path} could not be written ({reason}); what was there before is still there"

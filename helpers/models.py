@@ -1,22 +1,25 @@
-"""Every architecture of the series by name, and files that bring any of them back, compressed shapes included."""
+"""Every architecture of the series by name, and files that bring each back, compressed shapes included."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from helpers import checks
+from helpers import types
 from helpers.files import WAY_OUT, CheckpointError, digest, fingerprint, read_safetensors, write_safetensors
-from helpers.storage import STORAGES, pack, unpack
+from helpers.storage import Storage, pack, unpack
+from helpers.types import AnyPath, checked
 
 FORMAT = "neural-network-compression/1"
 __all__ = [
@@ -32,7 +35,7 @@ __all__ = [
 ]
 
 
-# -- architectures ---------------------------------------------------------------------------------------------------
+# -- architectures -------------------------------------------------------------------------------------------
 
 
 class ConvNet(nn.Module):
@@ -73,147 +76,77 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-def _vgg(letter: str) -> Callable[[int], nn.Module]:
-    """VGG with batch normalisation (Simonyan 2015, table 1) and, for 32 x 32 pictures, one linear layer on 512 features."""
-
-    def build(num_classes: int) -> nn.Module:
-        features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs[letter], batch_norm=True)
-        return ConvNet(features, 512, num_classes)
-
-    return build
-
-
-def _resnet(name: str) -> Callable[[int], nn.Module]:
-    """torchvision's ResNet (He 2016) with the CIFAR stem: 3 x 3, stride 1, no pooling."""
-
-    def build(num_classes: int) -> nn.Module:
-        model = getattr(torchvision.models, name)(num_classes=num_classes)
-        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-        return model
-
-    return build
-
-
-def _residual_convnet(widths: Sequence[int], blocks: Sequence[int]) -> Callable[[int], nn.Module]:
-    """A stem at full resolution that is one cheap layer, then per stage a stride-2 convolution and so many residual blocks."""
-
-    def build(num_classes: int) -> nn.Module:
-        layers = _conv(3, widths[0])
-        for (inputs, outputs), count in zip(itertools.pairwise(widths), blocks, strict=True):
-            layers += [*_conv(inputs, outputs, stride=2), *(ResidualBlock(outputs) for _ in range(count))]
-        return ConvNet(nn.Sequential(*layers), widths[-1], num_classes)
-
-    return build
-
-
-def _mobilenet_student(num_classes: int) -> nn.Module:
-    """Inverted residuals with depthwise convolutions (Sandler 2018, MobileNetV2), sized for 32 x 32 pictures."""
-    layers, inputs = _conv(3, 16), 16
-    for expansion, outputs, stride in (
-        (2, 24, 2),
-        (4, 24, 1),
-        (4, 40, 2),
-        (4, 40, 1),
-        (4, 40, 1),
-        (4, 80, 2),
-        (4, 80, 1),
-    ):
-        layers.append(InvertedResidual(inputs, outputs, stride, expansion))
-        inputs = outputs
-    layers += [nn.Conv2d(inputs, 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6(inplace=True)]
-    return ConvNet(nn.Sequential(*layers), 320, num_classes)
+def _vgg(letter: str, num_classes: int) -> nn.Module:
+    # batch-normalised (Simonyan 2015, table 1) and, for 32 x 32 pictures, with one linear layer at the end
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs[letter], batch_norm=True)
+    return ConvNet(features, 512, num_classes)
 
 
 def _vgg19_imagenet(num_classes: int) -> nn.Module:
     return torchvision.models.vgg19(num_classes=num_classes, init_weights=False)
 
 
+def _resnet(name: str, num_classes: int) -> nn.Module:
+    # torchvision's (He 2016) with the CIFAR stem: 3 x 3, stride 1, no pooling
+    model = torchvision.models.get_model(name, num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _residual_convnet(widths: Sequence[int], blocks: Sequence[int], num_classes: int) -> nn.Module:
+    # a stem at full resolution, one cheap layer; then per stage a stride-2 convolution and residual blocks
+    layers = _conv(3, widths[0])
+    for (inputs, outputs), count in zip(itertools.pairwise(widths), blocks, strict=True):
+        layers += [*_conv(inputs, outputs, stride=2), *(ResidualBlock(outputs) for _ in range(count))]
+    return ConvNet(nn.Sequential(*layers), widths[-1], num_classes)
+
+
+def _mobilenet_student(num_classes: int) -> nn.Module:
+    # inverted residuals with depthwise convolutions (Sandler 2018, MobileNetV2), sized for 32 x 32 pictures
+    widths, strides = (16, 24, 24, 40, 40, 40, 80, 80), (2, 1, 2, 1, 1, 2, 1)
+    layers = _conv(3, widths[0])
+    for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True):
+        layers.append(InvertedResidual(inputs, outputs, stride, expand_ratio=2 if inputs == 16 else 4))
+    layers += [nn.Conv2d(widths[-1], 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6(inplace=True)]
+    return ConvNet(nn.Sequential(*layers), 320, num_classes)
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "vgg11": _vgg("A"),
-    "vgg13": _vgg("B"),
-    "vgg16": _vgg("D"),
-    "vgg19": _vgg("E"),
-    "resnet18": _resnet("resnet18"),
-    "resnet34": _resnet("resnet34"),
-    "resnet50": _resnet("resnet50"),
-    "small_convnet": _residual_convnet((32, 64, 128, 256), (1, 1, 1)),
-    "tiny_convnet": _residual_convnet((24, 48, 96, 184), (1, 1, 1)),
-    "micro_convnet": _residual_convnet(
-        (16, 32, 64), (4, 2)
-    ),  # few parameters make few errors where they are deep, not wide
+    "vgg11": functools.partial(_vgg, "A"),
+    "vgg13": functools.partial(_vgg, "B"),
+    "vgg16": functools.partial(_vgg, "D"),
+    "vgg19": functools.partial(_vgg, "E"),
+    "resnet18": functools.partial(_resnet, "resnet18"),
+    "resnet34": functools.partial(_resnet, "resnet34"),
+    "resnet50": functools.partial(_resnet, "resnet50"),
+    "small_convnet": functools.partial(_residual_convnet, (32, 64, 128, 256), (1, 1, 1)),
+    "tiny_convnet": functools.partial(_residual_convnet, (24, 48, 96, 184), (1, 1, 1)),
+    # few parameters make few errors where they are deep, not wide
+    "micro_convnet": functools.partial(_residual_convnet, (16, 32, 64), (4, 2)),
     "mobilenet_student": _mobilenet_student,
     "vgg19_imagenet": _vgg19_imagenet,
 }
+Name, Classes, Width = Literal[tuple(MODELS)], types.whole(1, 1_000_000), types.real(gt=0, le=16)
 
 
-def build(name: str, num_classes: int = 10, width: float = 1.0) -> nn.Module:
+@checked
+def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Module:
     """Build an untrained network for 3 x 32 x 32 pictures.
 
     Args:
-        name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34, resnet50,
-            small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), mobilenet_student (1.3%), micro_convnet
-            (1.2%), or vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with ``num_classes=1000`` that is
-            the 548 MiB model (143,667,240 parameters) everybody quotes.
+        name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34,
+            resnet50, small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), mobilenet_student (1.3%),
+            micro_convnet (1.2%), or vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with
+            ``num_classes=1000`` that is the 548 MiB model (143,667,240 parameters) everybody quotes.
         num_classes: number of logits.
-        width: factor on every layer's channel count but the pictures' 3 and the logits; at least one channel stays.
+        width: factor on every layer's channel count but the pictures' 3 and the logits; one channel stays.
 
     Returns:
         The module, with ``.recipe`` saying how it was built. Weights are drawn from torch's global generator:
         convolutions by Kaiming (fan_out; He 2015, section 2.2), the classifier from N(0, 0.01), biases zero.
-
-    Raises:
-        ValueError: an unknown name, or a number out of range.
     """
-    model = _blank(name, num_classes, width)
-    model.to_empty(device="cpu")
-    _initialize(model)
-    return model
-
-
-def _blank(name: str, num_classes: int, width: float) -> nn.Module:
-    """Build the architecture on the meta device: shapes, but no weights and no memory yet."""
-    checks.choice("name", name, MODELS)
-    checks.integer("num_classes", num_classes, 1, 1_000_000)
-    width = checks.number("width", width, 0, 16, open_low=True)
-    with torch.device("meta"):
-        model = MODELS[name](num_classes)
-    if width != 1:
-        _scale(model, width, num_classes)
-    model.recipe = {"name": name, "num_classes": num_classes, "width": width}
-    return model
-
-
-def _scale(model: nn.Module, width: float, num_classes: int) -> None:
-    """Rebuild every layer of ``model`` with its channels multiplied by ``width``."""
-
-    def scaled(channels: int) -> int:
-        return max(1, round(channels * width))
-
-    classifier = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
-    for name, layer in list(model.named_modules()):
-        settings = _settings(layer)
-        if settings is None:
-            continue
-        if isinstance(layer, nn.Conv2d):
-            if layer.in_channels != 3:
-                settings["in_channels"] = scaled(layer.in_channels)
-            settings["out_channels"] = scaled(layer.out_channels)
-            if layer.groups > 1:
-                settings["groups"] = scaled(layer.groups)
-        elif isinstance(layer, nn.Linear):
-            spatial = (
-                49 if layer.in_features == 512 * 49 else 1
-            )  # the ImageNet classifier sees 512 channels at 7 x 7
-            settings["in_features"] = scaled(layer.in_features // spatial) * spatial
-            settings["out_features"] = num_classes if name == classifier else scaled(layer.out_features)
-        else:
-            settings["num_features"] = scaled(layer.num_features)
-        with torch.device("meta"):
-            model.set_submodule(name, type(layer)(**settings))
-
-
-def _initialize(model: nn.Module) -> None:
+    model = _blank(name, num_classes, width).to_empty(device="cpu")
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -221,13 +154,14 @@ def _initialize(model: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=0.01)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.reset_parameters()
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
+        if getattr(layer, "bias", None) is not None:
             nn.init.zeros_(layer.bias)
+    return model
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
-SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of the layers whose shape compression changes
     nn.Conv2d: (
         "in_channels",
         "out_channels",
@@ -237,173 +171,169 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
         "dilation",
         "groups",
         "padding_mode",
+        "bias",
     ),
-    nn.Linear: ("in_features", "out_features"),
+    nn.Linear: ("in_features", "out_features", "bias"),
     nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
 }
 
 
-def _settings(layer: nn.Module) -> dict | None:
-    """Return the constructor arguments of a Conv2d, Linear or BatchNorm2d; None for anything else."""
-    names = SETTINGS.get(type(layer))
-    if names is None:
-        return None
-    settings = {name: getattr(layer, name) for name in names}
-    return settings if isinstance(layer, nn.BatchNorm2d) else {**settings, "bias": layer.bias is not None}
-
-
-def _layers(model: nn.Module) -> dict[str, dict]:
-    """Describe every layer that has weights: {qualified name: {"type": ..., constructor arguments}}."""
-    described = {name: (type(layer).__name__, _settings(layer)) for name, layer in model.named_modules()}
-    return {
-        name: {"type": kind, **settings}
-        for name, (kind, settings) in described.items()
-        if settings is not None
-    }
-
-
+@checked
 def save(
-    model: nn.Module, path: str | os.PathLike, dtype: torch.dtype | None = None, storage: str = "dense"
+    model: nn.Module,
+    path: types.path(".safetensors"),
+    dtype: torch.dtype | None = None,
+    storage: Storage = "dense",
 ) -> Path:
     """Write a network to a safetensors file that ``load`` turns back into the same network.
 
-    The recipe (name, width, and the shape of every layer) and a SHA-256 of the weights stand in the file's
-    metadata; nothing in it is executable. Factorized and channel-pruned networks, whose layers no longer have
-    the shapes of ``build``, come back as they are.
+    The recipe (name, width, and the shape of every Conv2d, Linear and BatchNorm2d) and a SHA-256 of the
+    weights stand in the file's metadata; nothing in it is executable. Factorized and channel-pruned networks,
+    whose layers no longer have the shapes of ``build``, come back as they are.
 
     Args:
-        model: made by ``build``, possibly compressed since.
+        model: made by ``build``, or any other network; possibly compressed since. Of another network the file
+            describes those layers only: ``load`` needs a fresh instance of it.
         path: the file to write, ending in .safetensors; its folder is made if need be.
-        dtype: store floating-point weights in this type (torch.float16 halves the file). Default: as they are.
-        storage: how weights lie in the file, for models with many zeros: "dense", "zip", "bitmask", "bitmask+zip", "csr" or
-            "2:4" (see ``helpers.storage``). All of them lose nothing.
+        dtype: store floating-point weights in this type (torch.float16 halves the file). Default: unchanged.
+        storage: how weights lie in the file, for models with many zeros (see ``helpers.storage``); lossless.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: ``model`` has no recipe.
-        ValueError: ``path`` does not end in .safetensors, ``storage`` is unknown, a weight does not fit in ``dtype``, or ``model``
-            holds a layer that the recipe cannot describe.
+        ValueError: a weight does not fit in ``dtype``, or ``model`` holds a layer that would not come back.
         OSError: the file cannot be written; an older file of that name is left as it was.
     """
-    if not isinstance(getattr(model, "recipe", None), dict):
-        raise TypeError(
-            f"model must come from helpers.models.build (it has no .recipe), got {type(model).__name__}"
-        )
-    path = checks.path("path", path, ".safetensors")
-    checks.choice("storage", storage, STORAGES)
-    if dtype is not None and not checks.instance("dtype", dtype, torch.dtype).is_floating_point:
+    if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     tensors = {}
     for name, tensor in model.state_dict().items():
-        kept = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        if (
-            dtype is not None
-            and tensor.is_floating_point()
-            and not torch.equal(tensor.isfinite().cpu(), kept.isfinite())
-        ):
+        if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(f"model must hold plain tensors, but {name} would not come back")
+        kept = tensor.to("cpu", dtype if tensor.is_floating_point() else None, copy=True).contiguous()
+        if not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
             raise ValueError(f"dtype must hold every weight, but {name} overflows {dtype}")
-        tensors[name] = kept.clone()
-    recipe = json.dumps({**model.recipe, "layers": _layers(model)})
-    twin = _follow(recipe)
+        tensors[name] = kept
+    built = model.recipe if isinstance(getattr(model, "recipe", None), dict) else {}
+    recipe = json.dumps({**built, "layers": _layers(model)})
+    twin = _follow(recipe) if built else model
     mine, theirs = (
-        {name: (type(layer), len(list(layer.children()))) for name, layer in m.named_modules()}
-        for m in (model, twin)
+        {name: type(layer) for name, layer in each.named_modules()} | _shapes(each.state_dict())
+        for each in (model, twin)
     )
-    for name in mine | theirs:
-        if mine.get(name) != theirs.get(name):
-            raise ValueError(
-                f"model may have other Conv2d, Linear and BatchNorm2d than build's, but {name} would not come back"
-            )
-    metadata = {"format": FORMAT, "recipe": recipe, "sha256": digest(tensors, recipe)}
-    if storage != "dense":
-        unpacked = tensors
-        tensors, packed = pack(tensors, storage)
-        metadata |= {"storage": storage, "packed": json.dumps(packed)}
-        metadata["sha256"] = digest(unpacked, recipe + metadata["packed"])
-    write_safetensors(path, tensors, metadata)
+    lost = dict(mine.items() ^ theirs.items())
+    if lost:
+        kinds = "Conv2d, Linear and BatchNorm2d"
+        raise ValueError(f"model may have other {kinds} than build's, but {min(lost)} would not come back")
+    written, packed = pack(tensors, storage)
+    more = {} if storage == "dense" else {"storage": storage, "packed": json.dumps(packed)}
+    checksum = digest(tensors, recipe + more.get("packed", ""))
+    write_safetensors(path, written, {"format": FORMAT, "recipe": recipe, "sha256": checksum, **more})
     return path
 
 
-def load(path: str | os.PathLike) -> nn.Module:
+@checked
+def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
     """Read a network written by ``save``, as float32, on the CPU, in eval mode.
 
+    Args:
+        path: the file.
+        into: a fresh instance of the network that was saved, where ``build`` does not know it; it stays as it
+            is. What the file describes comes back in a copy, compressed shapes included.
+
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or not written by ``save``.
+        CheckpointError: the file is missing, truncated, altered, not of ``save`` or does not fit ``into``.
     """
-    path = checks.path("path", path)
     metadata, tensors = read_safetensors(path)
+    recipe, packed = metadata.get("recipe", ""), metadata.get("packed", "{}")
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a model of this project (format {metadata.get('format')!r}). {WAY_OUT}"
-        )
-    if "packed" in metadata:
-        try:
-            packed, expected = json.loads(metadata["packed"]), _follow(metadata["recipe"]).state_dict()
-            if any(tuple(about["shape"]) != tuple(expected[name].shape) for name, about in packed.items()):
-                raise ValueError(
-                    "their shapes are not those of the recipe"
-                )  # said before a few bytes become gigabytes
-            tensors = unpack(tensors, packed, metadata.get("storage", ""))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} holds packed weights that do not fit together ({error}). {WAY_OUT}"
-            ) from error
-    if metadata.get("sha256") != digest(tensors, metadata.get("recipe", "") + metadata.get("packed", "")):
-        raise CheckpointError(
-            f"{path} is altered: its contents do not match the checksum in its header. {WAY_OUT}"
-        )
+        form = metadata.get("format")
+        raise CheckpointError(f"{path} is not a model of this project (format {form!r}). {WAY_OUT}")
+    if into is None and recipe.startswith('{"layers"'):
+        hint = "load it with into=, a fresh instance of its class"
+        raise CheckpointError(f"{path} holds a network that build does not know. Way out: {hint}.")
     try:
-        model = _follow(metadata["recipe"])
-        theirs, ours = (
-            {name: (t.shape, t.is_floating_point()) for name, t in some.items()}
-            for some in (tensors, model.state_dict())
-        )
-        if theirs != ours:
-            raise ValueError("the recipe does not describe the weights")
-        model.to_empty(device="cpu")
-        model.load_state_dict(
-            {
-                name: tensor.float() if tensor.is_floating_point() else tensor
-                for name, tensor in tensors.items()
-            }
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} has a recipe this version cannot follow ({error}). {WAY_OUT}"
-        ) from error
+        model = _follow(recipe, into)
+        expected, claims = _shapes(model.state_dict()), json.loads(packed)
+        if any(tuple(about["shape"]) != expected[name][0] for name, about in claims.items()):
+            raise ValueError("packed weights have other shapes")  # before a few bytes become gigabytes
+        tensors = unpack(tensors, claims, metadata.get("storage", "dense"))
+        if metadata.get("sha256") != digest(tensors, recipe + metadata.get("packed", "")):
+            raise ValueError("its contents do not match the checksum in its header")
+        odd = dict(expected.items() ^ _shapes(tensors).items())
+        if odd:
+            raise ValueError(f"the recipe does not describe the weights {min(odd)}")
+        for name, tensor in tensors.items():
+            tensors[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone()
+        model.load_state_dict(tensors, assign=True)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        verb = "follow" if into is None else f"follow into {type(into).__name__}"
+        said = f"{path} is altered or has a recipe this version cannot {verb} ({error}). {WAY_OUT}"
+        raise CheckpointError(said) from error
     return model.eval()
 
 
-def _follow(recipe: str) -> nn.Module:
-    """Build what a file's recipe describes, on the meta device."""
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple]:
+    return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+
+
+def _layers(model: nn.Module) -> dict[str, dict]:
+    # every layer whose shape may change: {qualified name: {"type": ..., constructor arguments}}
+    described = {}
+    for name, layer in model.named_modules():
+        settings = {key: getattr(layer, key) for key in SETTINGS.get(type(layer), ())}
+        if "bias" in settings:
+            settings["bias"] = layer.bias is not None
+        if settings:
+            described[name] = {"type": type(layer).__name__, **settings}
+    return described
+
+
+def _follow(recipe: str, into: nn.Module | None = None) -> nn.Module:
+    # what a file's recipe describes: on the meta device, without weights, but where ``into`` has its shape
     arguments = json.loads(recipe)
     layers = arguments.pop("layers")
-    model = _blank(**arguments)
-    with torch.device("meta"):
-        _reshape(model, layers)
+    model = _blank(**arguments) if into is None else copy.deepcopy(into).cpu()
+    _reshape(model, layers)
     return model
 
 
+@checked
+def _blank(name: Name, num_classes: Classes, width: Width) -> nn.Module:
+    with torch.device("meta"):  # shapes, but no weights and no memory yet
+        model = MODELS[name](num_classes)
+    if width != 1:
+        _reshape(model, _widened(_layers(model), width, num_classes))
+    model.recipe = {"name": name, "num_classes": num_classes, "width": width}
+    return model
+
+
+def _widened(layers: dict[str, dict], width: float, num_classes: int) -> dict[str, dict]:
+    for settings in layers.values():
+        for key in ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"):
+            size = settings.get(key, 1)
+            if size not in (1, 3):  # one group; the pictures' channels
+                cells = 49 if size == 512 * 49 else 1  # the ImageNet classifier sees 512 channels at 7 x 7
+                settings[key] = max(1, round(size // cells * width)) * cells
+    settings["out_features"] = num_classes  # of the last layer: the logits
+    return layers
+
+
 def _reshape(model: nn.Module, layers: dict[str, dict]) -> None:
-    """Give ``model`` the layers described; a layer that was split in parts becomes a Sequential of them."""
-    kinds = {kind.__name__: kind for kind in SETTINGS}
-    current = _layers(model)
+    # gives ``model`` the layers described; one that was split in parts becomes a Sequential of them
+    kinds, current = {kind.__name__: kind for kind in SETTINGS}, _layers(model)
     for name, settings in layers.items():
-        arguments = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
-        }
-        if arguments == current.get(name):
+        described = {key: tuple(part) if isinstance(part, list) else part for key, part in settings.items()}
+        if described == current.get(name):
             continue
-        sizes = [v for k, v in arguments.items() if k.endswith(("channels", "features"))]
+        sizes = [size for key, size in described.items() if key.endswith(("channels", "features"))]
         if math.prod(sizes) >= 2**40:
             raise ValueError(f"layer {name} claims an absurd size")
-        parent, _, child = name.rpartition(".")
-        path = parent.split(".") if parent else []
-        for depth in range(1, len(path) + 1):
-            above = model.get_submodule(".".join(path[: depth - 1]))
-            if type(getattr(above, path[depth - 1], None)) in (*SETTINGS, type(None)):
-                above.add_module(path[depth - 1], nn.Sequential())
-        layer = kinds[arguments.pop("type")](**arguments)
-        model.get_submodule(parent).add_module(child, layer)
+        parent, (*path, child) = model, name.split(".")
+        for part in path:
+            if type(getattr(parent, part, None)) in (*SETTINGS, type(None)):
+                parent.add_module(part, nn.Sequential())
+            parent = parent.get_submodule(part)
+        with torch.device("meta"):
+            parent.add_module(child, kinds[described.pop("type")](**described))

@@ -1,7 +1,7 @@
 """What an argument may be, said in the signature, and the decorator that holds each call to it.
 
-``@checked def prune(sparsity: Share, every: Count | None = None)`` refuses 1.5 with "sparsity must be less than or equal to 1, got
-1.5". pydantic does the checking; numpy's numbers count as numbers, True and "3" do not. Knows nothing about compression.
+``@checked def prune(sparsity: Share, every: Count | None = None)`` refuses 1.5 with "sparsity must be
+less than or equal to 1, got 1.5". pydantic does the checking; numpy's numbers count, True and "3" do not.
 """
 
 from __future__ import annotations
@@ -29,41 +29,32 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable)
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 LARGEST = 2**53  # of whole numbers: beyond it a float cannot count
 
 
 def checked(target: F) -> F:
-    """Hold every call of a function, or of a class's constructor, to its annotations; what they convert arrives converted.
+    """Hold every call of a function, or of a class's constructor, to its annotations.
 
     Raises:
-        TypeError: an argument of another kind. ValueError: one out of range. Both name it, its value and what is allowed.
+        TypeError: an argument of another kind.
+        ValueError: one out of range. Both name the argument, its value and what is allowed.
     """
     function = target.__init__ if isinstance(target, type) else target
     signature = inspect.signature(function)
 
-    @functools.cache
-    def adapters() -> dict[
-        str, TypeAdapter
-    ]:  # at the first call, when every name in the annotations is known
-        hints = {
-            name: hint
-            for name, hint in get_type_hints(function, include_extras=True).items()
-            if name in signature.parameters
-        }
-        return {
-            name: TypeAdapter(_exact(hint), config=ConfigDict(strict=True)) for name, hint in hints.items()
-        }
+    @functools.cache  # at the first call, when every name in the annotations is known
+    def adapters() -> dict[str, TypeAdapter]:
+        hints = get_type_hints(function, include_extras=True)
+        single = [one.name for one in signature.parameters.values() if one.kind not in VARIABLE]
+        return {name: _adapter(hints[name]) for name in single if name in hints}
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
         for name, value in call.arguments.items():
-            kind = signature.parameters[name].kind
-            if name in adapters() and kind not in (
-                inspect.Parameter.VAR_POSITIONAL,
-                inspect.Parameter.VAR_KEYWORD,
-            ):
-                call.arguments[name] = validated(name, value, adapters()[name])
+            if name in adapters():
+                call.arguments[name] = _valid(name, value, adapters()[name])
         return function(*call.args, **call.kwargs)
 
     if isinstance(target, type):
@@ -72,24 +63,24 @@ def checked(target: F) -> F:
     return wrapper
 
 
-def validated(name: str, value: Any, adapter: TypeAdapter | Any) -> Any:
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(_exact(hint), config=ConfigDict(strict=True))
+
+
+def validated(name: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as a type takes it, or say what is wrong with the argument ``name``."""
-    adapter = (
-        adapter
-        if isinstance(adapter, TypeAdapter)
-        else TypeAdapter(_exact(adapter), config=ConfigDict(strict=True))
-    )
+    return _valid(name, value, _adapter(hint))
+
+
+def _valid(name: str, value: Any, adapter: TypeAdapter) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        wanted = dict.fromkeys(
-            one["msg"].removeprefix("Input should ").removeprefix("Value error, ") for one in found
-        )
-        kind = (
-            TypeError if all(one["type"].endswith(("_type", "instance_of")) for one in found) else ValueError
-        )
-        raise kind(f"{name} must {' or '.join(wanted)}, got {shown(value)}") from None
+        said = (one["msg"].removeprefix("Input should ").removeprefix("Value error, ") for one in found)
+        other = all(one["type"].endswith(("_type", "instance_of")) for one in found)
+        wanted = " or ".join(dict.fromkeys(said))
+        raise (TypeError if other else ValueError)(f"{name} must {wanted}, got {shown(value)}") from None
 
 
 def shown(value: Any) -> str:
@@ -102,7 +93,7 @@ def shown(value: Any) -> str:
 
 
 def _exact(hint: Any) -> Any:
-    """Return ``hint`` with every class in it meant as "an instance of": pydantic would take a dict for a dataclass."""
+    # every class in a hint means "an instance of": pydantic would take a dict for a dataclass
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return Annotated[(_exact(parts[0]), *parts[1:])]
@@ -124,7 +115,7 @@ def _instance(kind: type) -> Any:
     return Annotated[Any, BeforeValidator(check)]
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------------
 
 
 def _whole(value: Any) -> int:
@@ -159,13 +150,16 @@ Whole, Count, Seed, Threads, Bits = whole(0), whole(1), whole(0, 2**32 - 1), who
 Number, Positive, NotNegative = real(), real(gt=0), real(ge=0)
 Share, PositiveShare, ShareBelowOne = real(ge=0, le=1), real(gt=0, le=1), real(ge=0, lt=1)
 
-# -- collections, paths, tensors, tables -----------------------------------------------------------------------------
+# -- collections, paths, tensors, tables -----------------------------------------------------------------
 
 
 def _items(value: Any) -> tuple:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise PydanticCustomError("tuple_type", "be a collection")
-    return tuple(value)
+    try:
+        return tuple(value)
+    except TypeError:  # a tensor or array without dimensions
+        raise PydanticCustomError("tuple_type", "be a collection") from None
 
 
 def several(kind: Any) -> Any:

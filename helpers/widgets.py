@@ -3,211 +3,32 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
-from helpers import business, checks, plotting
+from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving
 from helpers.distillation import temperature_effect
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars
 from helpers.quantization import round_to_grid
+from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, checked, real, table, tensor
 
-TEMPERATURES = tuple(
-    round(10 ** (step / 20), 3) for step in range(0, 27)
-)  # 1 to 20, evenly spaced in the logarithm
-
-
-def temperature_figure(logits: Tensor, temperature: float, classes: Sequence[str], label: int) -> Figure:
-    """Draw one picture's soft targets, their entropy and the gradient's size at ``temperature``.
-
-    Args:
-        logits: C, a teacher's, of one picture.
-        temperature: from 1 to 20.
-        classes: C names.
-        label: the true class.
-
-    Raises:
-        ValueError: ``temperature`` is outside 1 to 20.
-    """
-    temperature = checks.number("temperature", temperature, 1, 20)
-    if len(checks.names("classes", classes)) != len(checks.tensor("logits", logits)):
-        raise ValueError(f"classes must name each of the {len(logits)} logits, got {len(classes)} names")
-    checks.integer("label", label, 0, len(classes) - 1)
-    effects = {t: temperature_effect(logits, t) for t in (*TEMPERATURES, temperature)}
-    return plotting.temperature(effects, temperature, classes, label)
-
-
-def temperature_slider(
-    logits: Tensor, classes: Sequence[str], label: int, start: float = 4.0
-) -> ipywidgets.Widget:
-    """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
-    checks.number("start", start, 1, 20)
-    slider = ipywidgets.FloatSlider(
-        value=start, min=1, max=20, step=0.5, description="temperature", readout_format=".1f", style={"description_width": "initial"}
-    )  # fmt: skip
-    return figure_slider(slider, lambda value: temperature_figure(logits, value, classes, label))
-
-
-def sparsity_figure(weight: Tensor, table: pd.DataFrame, sparsity: float) -> Figure:
-    """Draw one layer's weights and mask, and the network's accuracy and file, at ``sparsity``.
-
-    Args:
-        weight: one layer's.
-        table: from ``pruning.sweep``, with a row for ``sparsity``.
-        sparsity: share of the network's weights given up.
-
-    Raises:
-        ValueError: ``table`` has no such row.
-    """
-    return plotting.sparsity(_weight(weight, 2), table, _row(table, "sparsity", sparsity))
-
-
-def sparsity_slider(weight: Tensor, table: pd.DataFrame, start: float = 0.9) -> ipywidgets.Widget:
-    """Return the sparsity slider of notebook 02: it moves through the rows of ``table`` (from ``pruning.sweep``)."""
-    _row(table, "sparsity", start, "start")
-    slider = ipywidgets.SelectionSlider(
-        options=[(f"{value:.1%}", value) for value in table["sparsity"]], value=start, description="sparsity"
-    )
-    return figure_slider(slider, lambda value: sparsity_figure(weight, table, value))
-
-
-def energy_figure(
-    table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], energy: float
-) -> Figure:
-    """Draw every layer's rank, and the network's parameters, MACs and accuracy, at ``energy``.
-
-    Args:
-        table: from ``low_rank.sweep``, with a row for ``energy``.
-        full: {layer: full rank}.
-        break_even: {layer: the largest rank that still saves weights}.
-        energy: share of each layer's squared weights that is kept.
-
-    Raises:
-        ValueError: ``table`` has no such row.
-    """
-    row = _row(table, "energy", energy)
-    for name, ranks in (("full", full), ("break_even", break_even)):
-        for layer in table["ranks"].iloc[row]:
-            checks.choice(name, layer, checks.instance(name, ranks, Mapping))
-            checks.integer(name, ranks[layer], 0)
-    return plotting.ranks(table, full, break_even, row)
-
-
-def energy_slider(
-    table: pd.DataFrame, full: Mapping[str, int], break_even: Mapping[str, int], start: float = 0.9
-) -> ipywidgets.Widget:
-    """Return the energy slider of notebook 03: it moves through the rows of ``table`` (from ``low_rank.sweep``)."""
-    _row(table, "energy", start, "start")
-    slider = ipywidgets.SelectionSlider(
-        options=[(f"{value:.1%}", value) for value in table["energy"]], value=start, description="energy"
-    )
-    return figure_slider(slider, lambda value: energy_figure(table, full, break_even, value))
-
-
-def bits_figure(weight: Tensor, table: pd.DataFrame, bits: int) -> Figure:
-    """Draw one output channel's weights rounded to ``bits`` bits, and what rounding all weights costs and saves.
-
-    Args:
-        weight: of one output channel.
-        table: from ``quantization.sweep``, with a row for ``bits``.
-        bits: per weight.
-
-    Raises:
-        ValueError: ``table`` has no such row.
-    """
-    row, weight = _row(table, "bits", bits), _weight(weight, 1)
-    return plotting.bits(weight, round_to_grid(weight[None], bits)[0], table, row)
-
-
-def bits_slider(weight: Tensor, table: pd.DataFrame, start: int = 4) -> ipywidgets.Widget:
-    """Return the bit-width slider of notebook 04: it moves through the rows of ``table`` (from ``quantization.sweep``)."""
-    _row(table, "bits", start, "start")
-    slider = ipywidgets.SelectionSlider(options=table["bits"].tolist(), value=start, description="bits")
-    return figure_slider(slider, lambda value: bits_figure(weight, table, value))
-
-
-def _row(table: pd.DataFrame, column: str, value: float, name: str = "") -> int:
-    """Return the position of the row whose ``column`` is ``value``, an argument called ``name`` (if that is not the column's name)."""
-    if column not in checks.instance("table", table, pd.DataFrame) or table.empty:
-        raise ValueError(
-            f"table must have a column {column} and a row, got {len(table)} rows of {', '.join(map(str, table))}"
-        )
-    value = checks.number(name or column, value)
-    close = ((table[column] - value).abs() < 1e-9).tolist()
-    if True not in close:
-        raise ValueError(
-            f"{name or column} must be one of {', '.join(f'{one:g}' for one in table[column])}; got {value!r}"
-        )
-    return close.index(True)
-
-
-def _weight(weight: Tensor, dimensions: int) -> Tensor:
-    """Return ``weight`` as matplotlib takes it, if it has at least so many dimensions."""
-    if checks.tensor("weight", weight).ndim < dimensions:
-        raise ValueError(
-            f"weight must have at least {dimensions} dimension(s), got shape {tuple(weight.shape)}"
-        )
-    return weight.detach().float().cpu()
-
-
-def figure_slider(slider: ipywidgets.Widget, draw: Callable[[float], Figure]) -> ipywidgets.Widget:
-    """Put a slider above the figure that ``draw`` makes of its value.
-
-    The figure is one picture whose bytes are exchanged, so it does not flicker while the slider moves.
-    """
-    checks.instance("slider", slider, ipywidgets.Widget)
-    checks.instance("draw", draw, Callable)
-    slider.layout.width = "28em"
-    return figure_sliders({"value": slider}, lambda value: draw(value))
-
-
-def figure_sliders(
-    sliders: Mapping[str, ipywidgets.Widget], draw: Callable[..., Figure]
-) -> ipywidgets.Widget:
-    """Put sliders above the one figure that ``draw`` makes of all their values, each handed over by its name (see ``figure_slider``)."""
-    for name in checks.names("sliders", checks.instance("sliders", sliders, Mapping)):
-        checks.instance("sliders", sliders[name], ipywidgets.Widget)
-    checks.instance("draw", draw, Callable)
-
-    def drawn() -> bytes:
-        return png(draw(**{name: slider.value for name, slider in sliders.items()}))
-
-    def said() -> str:  # below the picture, for whoever hears the page instead of seeing it
-        return "figure: " + ", ".join(
-            f"{slider.description} {_readout(slider)}" for slider in sliders.values()
-        )
-
-    picture, words = ipywidgets.Image(value=drawn(), format="png"), ipywidgets.Label(said())
-
-    def redraw(_change: dict) -> None:
-        picture.value, words.value = drawn(), said()
-
-    for slider in sliders.values():
-        slider.observe(redraw, names="value")
-    return ipywidgets.VBox([*sliders.values(), picture, words])
-
-
-def _readout(slider: ipywidgets.Widget) -> str:
-    return (
-        slider.label
-        if isinstance(slider, ipywidgets.SelectionSlider)
-        else format(slider.value, slider.readout_format)
-    )
-
-
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG, and close it."""
-    checks.instance("figure", figure, Figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
+Temperature, Weight, Logits, Ranks = real(ge=1, le=20), tensor(), tensor(1), by_name(Whole)
+Sparsities, Energies, Widths = table("sparsity"), table("energy"), table("bits")
+Rival = tuple[Network, NotNegative]
+SWEPT = {
+    "sparsity": ("sparsity (%)", 100),
+    "energy": ("energy kept (%)", 100),
+    "bits": ("bits per weight", 1),
+}
+TEMPERATURES = tuple(round(10 ** (step / 20), 3) for step in range(27))  # 1 to 20, even in the logarithm
 COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where it can stand)}
     "inferences_per_day": (
         "inferences a day",
@@ -221,85 +42,304 @@ COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where i
 }
 
 
+@checked
+def temperature_figure(logits: Logits, temperature: Temperature, classes: Names, label: Whole) -> Figure:
+    """Draw one picture's soft targets at ``temperature``, their entropy and the gradient's size at all.
+
+    Args:
+        logits: C, a teacher's, of one picture.
+        temperature: from 1 to 20.
+        classes: C names.
+        label: the true class.
+    """
+    if len(classes) != len(logits) or label >= len(logits):
+        raise ValueError(f"classes and label must fit {len(logits)} logits, got {classes} and {label}")
+    effects = {each: temperature_effect(logits, each) for each in sorted({*TEMPERATURES, temperature})}
+    here, log = effects[temperature], {"xlabel": "temperature", "xscale": "log"}
+    figure, (left, middle, right) = panels(
+        (10, 3.2),
+        {"title": f"soft targets at T = {temperature:g}"},
+        {"title": f"entropy: {here['entropy']:.2f} bits"} | log,
+        {"title": "size of the gradient (T = 1 is 1)", "yscale": "log"} | log,
+        fixed=(0.09, 0.16, 0.99, 0.89, 0.24),
+    )
+    probability_bars(left, here["probabilities"], classes, label)
+    for axes, key, style, color, name in (
+        (middle, "entropy", "-", BLUE, None),
+        (right, "gradient_scale", "-", BLUE, "soft term"),
+        (right, "scaled_gradient", "--", GREEN, "soft term x T²"),
+    ):
+        axes.plot(list(effects), [one[key] for one in effects.values()], style, color=color, label=name)
+        axes.plot(temperature, here[key], "o", color=ORANGE, markersize=9)
+    middle.set_ylim(bottom=0)
+    right.legend()
+    return figure
+
+
+@checked
+def temperature_slider(
+    logits: Logits, classes: Names, label: Whole, start: Temperature = 4.0
+) -> ipywidgets.Widget:
+    """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
+    look = {"description": "temperature", "readout_format": ".1f", "layout": {"width": "28em"}}
+    slider = ipywidgets.FloatSlider(start, min=1, max=20, step=0.5, **look)
+    slider.style.description_width = "initial"
+    return figure_sliders({"value": slider}, lambda value: temperature_figure(logits, value, classes, label))
+
+
+@checked
+def sparsity_figure(weight: Weight, table: Sparsities, sparsity: Share) -> Figure:
+    """Draw one layer's weights and mask, and the network's accuracy and file, at ``sparsity``.
+
+    ``table`` is from ``pruning.sweep``.
+    """
+    row, weight = _row(table, "sparsity", sparsity), _drawable(weight, 2)
+    kept = weight.flatten(1)[:64, :72].abs() > row["threshold"]
+    limit = float(weight.flatten()[:1_000_000].abs().quantile(0.999))
+    figure, (left, middle, right) = panels(
+        (10.5, 3.3),
+        {"title": "weights of the layer", "xlabel": "value", "ylabel": "how many", "xlim": (-limit, limit)},
+        {"title": f"mask ({len(kept)} x {kept.shape[1]} of it): {kept.float().mean():.0%} kept"},
+        {"title": f"{sparsity:.0%} zeros: {row['recalibrated']:.1%}, {row['bytes'] / 1e6:.1f} MB"},
+        fixed=(0.07, 0.16, 0.94, 0.9, 0.28),
+        width_ratios=(1, 0.9, 1.1),
+    )
+    left.hist(weight.flatten(), bins=81, range=(-limit, limit), color=BLUE, log=True)
+    left.axvspan(-row["threshold"], row["threshold"], color=ORANGE, alpha=0.35, label="given up")
+    left.legend(loc="upper right")
+    middle.imshow(kept, cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest", aspect="auto")
+    middle.set(xticks=[], yticks=[])
+    _two_scales(right, table, "sparsity", "bytes", "file (MB)", row)
+    return figure
+
+
+@checked
+def sparsity_slider(weight: Weight, table: Sparsities, start: Share = 0.9) -> ipywidgets.Widget:
+    """Return the sparsity slider of notebook 02: it moves through the rows of ``table``."""
+    return _row_slider(table, "sparsity", start, lambda value: sparsity_figure(weight, table, value))
+
+
+@checked
+def energy_figure(table: Energies, full: Ranks, break_even: Ranks, energy: Share) -> Figure:
+    """Draw every layer's rank, and the network's parameters, MACs and accuracy, at ``energy``.
+
+    Args:
+        table: from ``low_rank.sweep``.
+        full: {layer: full rank}.
+        break_even: {layer: the largest rank that still saves weights}.
+        energy: share of each layer's squared weights that is kept.
+    """
+    row = _row(table, "energy", energy)
+    names, rank = list(row["ranks"]), row["ranks"]
+    if not {*names} <= {*full} & {*break_even}:
+        raise ValueError(f"full and break_even must have each of {names}, got {full} and {break_even}")
+    figure, (left, middle, right) = panels(
+        (11.4, 3.9),
+        {"title": "rank (gray: left whole)", "xlabel": "rank"},
+        {"title": f"energy {energy:.0%}: {row['recalibrated']:.1%}, {row['parameters'] / 1e6:.1f}M"},
+        {"title": f"{row['macs'] / 1e6:.0f}M MACs"},
+        fixed=(0.085, 0.13, 0.94, 0.91, 0.62),
+        width_ratios=(1.2, 1, 1),
+    )
+    bars(left, names, [full[name] for name in names], "0.88", label="full rank")
+    colors = [BLUE if rank[name] else GRAY for name in names]
+    bars(left, names, [rank[name] or full[name] for name in names], colors)
+    marks = {"markersize": 9, "markeredgewidth": 2, "label": "break-even"}
+    left.plot([break_even[name] for name in names], range(len(names)), "|k", **marks)
+    left.legend()
+    _two_scales(middle, table, "energy", "parameters", "parameters (millions)", row)
+    _two_scales(right, table, "energy", "macs", "MACs (millions)", row)
+    return figure
+
+
+@checked
+def energy_slider(table: Energies, full: Ranks, break_even: Ranks, start: Share = 0.9) -> ipywidgets.Widget:
+    """Return the energy slider of notebook 03: it moves through the rows of ``table``."""
+    return _row_slider(table, "energy", start, lambda value: energy_figure(table, full, break_even, value))
+
+
+@checked
+def bits_figure(weight: Weight, table: Widths, bits: Bits) -> Figure:
+    """Draw one output channel's weights rounded to ``bits`` bits, and what rounding all costs and saves.
+
+    ``table`` is from ``quantization.sweep``.
+    """
+    row, weight = _row(table, "bits", bits), _drawable(weight, 1)
+    values, order = round_to_grid(weight[None], bits).flatten(), weight.flatten().argsort()
+    figure, (left, right) = panels(
+        (9, 3.3),
+        {
+            "title": f"{bits} bits: {len(values.unique())} levels used",
+            "ylabel": "value",
+            "xlabel": "weights of one channel, sorted",
+        },
+        {"title": f"{row['recalibrated']:.1%}, {row['bytes'] / 1e6:.1f} MB"},
+        fixed=(0.08, 0.16, 0.92, 0.9, 0.25),
+    )
+    left.plot(weight.flatten()[order], color=GRAY, linewidth=3, label="as trained")
+    left.step(range(len(order)), values[order], color=ORANGE, where="mid", label="rounded")
+    left.legend()
+    _two_scales(right, table, "bits", "bytes", "weights (MB)", row)
+    return figure
+
+
+@checked
+def bits_slider(weight: Weight, table: Widths, start: Bits = 4) -> ipywidgets.Widget:
+    """Return the bit-width slider of notebook 04: it moves through the rows of ``table``."""
+    return _row_slider(table, "bits", start, lambda value: bits_figure(weight, table, value), "{}")
+
+
+def _row(table: pd.DataFrame, column: str, value: float, argument: str = "") -> pd.Series:
+    close = (table[column] - value).abs() < 1e-9
+    if not close.any():
+        known = ", ".join(f"{one:g}" for one in table[column])
+        raise ValueError(f"{argument or column} must be one of {known}; got {value!r}")
+    return table[close].iloc[0]
+
+
+def _row_slider(
+    table: pd.DataFrame, column: str, start: float, draw: Callable[[float], Figure], form: str = "{:.1%}"
+) -> ipywidgets.Widget:
+    here = _row(table, column, start, "start")[column]
+    look = {"description": column, "layout": {"width": "28em"}}
+    options = [(form.format(value), value) for value in table[column]]
+    return figure_sliders({"value": ipywidgets.SelectionSlider(options=options, value=here, **look)}, draw)
+
+
+def _drawable(weight: Tensor, dimensions: int) -> Tensor:
+    if weight.ndim < dimensions:
+        raise ValueError(
+            f"weight must have {dimensions} dimension(s) or more, got shape {tuple(weight.shape)}"
+        )
+    return weight.detach().float().cpu()
+
+
+def _two_scales(axes: Axes, table: pd.DataFrame, x: str, cost: str, what: str, row: pd.Series) -> None:
+    # a sweep over column x: accuracies on the left scale, the cost in millions on the right; row is marked
+    label, scale = SWEPT[x]
+    lines = {
+        "recalibrated": 100 * table["recalibrated"],
+        "as it is": 100 * table["accuracy"],
+        "cost": table[cost] / 1e6,
+    }
+    shown = pd.DataFrame(lines).set_axis(scale * table[x])
+    style = {"style": ["o-", "o:", "s--"], "color": [BLUE, BLUE, ORANGE], "markersize": 3, "legend": False}
+    shown.plot(ax=axes, secondary_y="cost", xlabel=label, **style)
+    axes.axvline(scale * row[x], color=GRAY)
+    axes.plot(scale * row[x], 100 * row["recalibrated"], "o", color=BLUE, markersize=9)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy (%); dotted: not recalibrated", color=BLUE, fontsize=8)
+    axes.right_ax.plot(scale * row[x], row[cost] / 1e6, "s", color=ORANGE, markersize=9)
+    axes.right_ax.set_ylabel(f"{what}, dashed", color=ORANGE)
+    axes.right_ax.set_ylim(0, 1.05 * shown["cost"].max())
+    axes.right_ax.grid(visible=False)
+
+
+@checked
+def figure_sliders(sliders: by_name(ipywidgets.Widget), draw: Callable[..., Figure]) -> ipywidgets.Widget:
+    """Put sliders above the one figure that ``draw`` makes of all their values, each handed over by its name.
+
+    The figure is one picture whose bytes are exchanged, so it does not flicker while a slider moves.
+    """
+    picture, words = ipywidgets.Image(format="png"), ipywidgets.Label()
+
+    def redraw(_change: dict | None = None) -> None:
+        picture.value = png(draw(**{name: slider.value for name, slider in sliders.items()}))
+        said = (f"{slider.description} {_readout(slider)}" for slider in sliders.values())
+        words.value = "figure: " + ", ".join(said)  # for whoever hears the page instead of seeing it
+
+    redraw()
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    return ipywidgets.VBox([*sliders.values(), picture, words])
+
+
+def _readout(slider: ipywidgets.Widget) -> str:
+    chosen = isinstance(slider, ipywidgets.SelectionSlider)
+    return slider.label if chosen else format(slider.value, slider.readout_format)
+
+
+@checked
+def png(figure: Figure) -> bytes:
+    """Return the figure as a PNG, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+@checked
 def cost_figure(
-    before: business.Network,
-    after: business.Network,
-    assumptions: business.Assumptions,
-    years: float = 3,
-    other: tuple[business.Network, float] | None = None,
+    before: Network,
+    after: Network,
+    assumptions: Assumptions,
+    years: Years = 3,
+    other: Rival | None = None,
     **chosen: float,
 ) -> Figure:
-    """Draw what a service costs with one network and with another, and whether the change pays.
+    """Draw what a year costs with one network and with another, and what has been spent since the start.
 
     Args:
         before: what runs now.
         after: what would run.
         assumptions: of the service.
-        years: to look ahead, above 0.
-        other: what could run instead of ``after``, and the engineer days that it takes; no slider moves these.
+        years: to look ahead.
+        other: what could run instead of ``after``, and the engineer days it takes; no slider moves these.
         **chosen: assumptions to change, by name, such as inferences_per_day.
-
-    Raises:
-        TypeError: ``chosen`` names no assumption, or ``other`` is no such pair.
-        ValueError: a value is out of range.
     """
-    checks.instance("before", before, business.Network)
-    checks.instance("after", after, business.Network)
-    known = asdict(checks.instance("assumptions", assumptions, business.Assumptions))
-    if not known.keys() >= chosen.keys():
-        raise TypeError(
-            f"chosen must be of {', '.join(known)}; got {', '.join(chosen.keys() - known.keys())}"
-        )
+    if not chosen.keys() <= vars(assumptions).keys():
+        raise TypeError(f"chosen must be assumptions, got {', '.join(chosen)}")
     here = replace(assumptions, **chosen)
-    plans = {after.name: (after, here)}
-    if other is not None:
-        if not isinstance(other, tuple) or len(other) != 2 or not isinstance(other[0], business.Network):
-            raise TypeError(f"other must be a Network and its engineer days, got {type(other).__name__}")
-        plans = {
-            other[0].name: (other[0], replace(here, engineer_days=checks.number("other", other[1], 0, 1e15)))
-        } | plans
-    costs = {
-        network.name: business.cost_per_year(network, here)
-        for network in (before, *(network for network, _ in plans.values()))
-    }
-    per_year = {
-        name: {kind: cost for kind, cost in kinds.items() if kind != "total"} for name, kinds in costs.items()
-    }
-    million = 1e6 / (here.inferences_per_day * business.DAYS_PER_YEAR) if here.inferences_per_day else 0.0
-    each = ", ".join(f"{name} {kinds['total'] * million:,.2f}" for name, kinds in costs.items())
-    invested, lines = {before.name: 0.0}, [f"Per million inferences, downloads included: {each} dollars."]
-    for name, (network, plan) in plans.items():
-        found = business.saving(before, network, plan, years)
-        invested[name] = found["investment"]
-        returned = (
-            f"{100 * found['return_on_investment']:+,.0f}%"
-            if found["investment"]
-            else "none (nothing is spent)"
-        )
-        back = f"paid back in {found['payback_days']:,.0f} days" if found["net"] > 0 else "not paid back"
-        net = f"net {found['net']:+,.0f} dollars, return on the money spent {returned}, {back}"
-        lines.append(f"Over {years:g} year{'' if years == 1 else 's'}, {name}: {net}.")
-    return plotting.cost_of_an_inference(per_year, invested, years, "\n".join(lines))
+    rival = {other[0]: replace(here, engineer_days=other[1])} if other else {}
+    plans = {before: replace(here, engineer_days=0)} | rival | {after: here}
+    costs = pd.DataFrame({network.name: cost_per_year(network, here) for network in plans}).T
+    total, millions = costs.pop("total"), here.inferences_per_day * DAYS_PER_YEAR / 1e6
+    each = ", ".join(f"{name} {cost / millions if millions else 0:,.2f}" for name, cost in total.items())
+    figure, (left, right) = panels(
+        (9.6, 3.9),
+        {"title": "what a year costs", "xlabel": "dollars a year"},
+        {"title": "spent since the start, engineers included", "xlabel": "years", "ylabel": "dollars spent"},
+        fixed=(0.13, 0.14, 0.98, 0.76, 0.28),
+    )
+    lines = [f"Per million inferences, downloads included: {each} dollars."]
+    styles = ("-", GRAY), ("--", COLORS[4]), (":", COLORS[3])
+    for (network, plan), (style, color) in zip(plans.items(), styles, strict=False):
+        found = saving(before, network, plan, years)
+        spent = [found["investment"], found["investment"] + years * total[network.name]]
+        right.plot([0, years], spent, style, color=color, linewidth=2, label=network.name)
+        if network != before:
+            lines += [f"Over {years:g} year{'' if years == 1 else 's'}, {network.name}: {_in_words(found)}."]
+    figure.suptitle("\n".join(lines), fontsize=10, x=0.02, ha="left")
+    for kind, color, hatch in zip(costs, COLORS, ("", "//", ".."), strict=False):
+        starts = costs.loc[:, :kind].sum(axis=1) - costs[kind]
+        bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
+    left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in total], fontsize=9)
+    left.set_xlim(0, 1.25 * total.max() or 1)
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.yaxis.set_major_formatter(EngFormatter(sep=""))
+    right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend
+    left.legend(loc="lower right")
+    right.legend(loc="upper left", ncols=3, columnspacing=1, handlelength=1.6)
+    return figure
 
 
+def _in_words(found: dict[str, float]) -> str:
+    returned = f"{found['return_on_investment']:+,.0%}" if found["investment"] else "none (nothing is spent)"
+    back = f"paid back in {found['payback_days']:,.0f} days" if found["net"] > 0 else "not paid back"
+    return f"net {found['net']:+,.0f} dollars, return on the money spent {returned}, {back}"
+
+
+@checked
 def cost_sliders(
-    before: business.Network,
-    after: business.Network,
-    assumptions: business.Assumptions,
-    years: float = 3,
-    other: tuple[business.Network, float] | None = None,
+    before: Network, after: Network, assumptions: Assumptions, years: Years = 3, other: Rival | None = None
 ) -> ipywidgets.Widget:
-    """Return the sliders "cost of an inference" of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
-    checks.instance("assumptions", assumptions, business.Assumptions)
-    checks.number("years", years, 0, 100, open_low=True)
+    """Return the sliders of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
     sliders = {}
     for name, (label, steps) in COST_STEPS.items():
         start = years if name == "years" else getattr(assumptions, name)
         options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
-        layout, style = ipywidgets.Layout(width="34em"), {"description_width": "12em"}
-        sliders[name] = ipywidgets.SelectionSlider(
-            options=options, value=start, description=label, layout=layout, style=style
-        )
+        look = {"description": label, "layout": {"width": "34em"}, "style": {"description_width": "12em"}}
+        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, **look)
     return figure_sliders(
-        sliders, lambda **chosen: cost_figure(before, after, assumptions, other=other, **chosen)
+        sliders, lambda **moved: cost_figure(before, after, assumptions, other=other, **moved)
     )

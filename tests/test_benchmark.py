@@ -1,431 +1,406 @@
-"""The commands that make the published rows, on digits and a narrow VGG-19: what they write, and that nothing is run twice."""
+"""Recipes and the one function that runs them, on digits and narrow networks: what it plans, what it writes, and that nothing runs twice."""
 
-import argparse
 import os
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-from helpers import benchmark, models, pruning, results
+from helpers import models, pruning, quantization
+from helpers.benchmark import changes, peers, results, run
+from helpers.benchmark.__main__ import listed, parser
+from helpers.benchmark.bench import Bench, plan, run_all
+from helpers.benchmark.changes import Lab, gradual
+from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import HOME, load_data
-from helpers.training import fit
+from helpers.evaluation import paired
+from helpers.files import fingerprint
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    data = load_data("digits", train_limit=256)
-    torch.manual_seed(0)
-    model = models.build("vgg19", width=0.25)
-    fit(model, data, epochs=2, batch_size=64, progress=False)
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(benchmark, "WORK", tmp_path / "work")
-    monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "vgg19.safetensors")
-    monkeypatch.setattr(benchmark, "load_data", lambda *_, **__: data)
-    models.save(model, benchmark.TEACHER, torch.float16)
-    return argparse.Namespace(
-        seeds=[0], epochs=1, end=0.5, budget=None, data="digits", model="vgg19", train_limit=None, lr=0.02, sparsity=0.5, distil=False,
-        only=["dense-0", "gradual-0.9"], tolerances=[0.02],
-        budgets=[5.0], macs=[2.0], start=None, point="combined", pixels=None, cutout=0, compile=False, arms=["alone", "taught"],
-    )  # fmt: skip
-
-
-def test_compression_rows_say_what_was_kept_beside_the_teacher_and_are_not_run_twice(small, monkeypatch):
-    results.append("sensitivity", {"unit": "channel", "weights": "of another", "correct": 1, "total": 1})
-    with pytest.raises(RuntimeError, match="no scan of this teacher"):
-        benchmark.channels(small)
-    (results.RESULTS / "sensitivity.csv").unlink()
-    for command in (
-        benchmark.sensitivity,
-        benchmark.prune,
-        benchmark.channels,
-        benchmark.low_rank_curve,
-        benchmark.low_rank,
-    ):
-        command(small)
-    pruned = results.read("pruning").set_index("method")
-    (measured,) = benchmark.WORK.glob("vgg19_pruned90-0-*.safetensors")
-    kept = models.load(measured)
-    weights = [parameter for parameter in kept.parameters() if parameter.ndim > 1]
-    zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-    assert zeros == pytest.approx(0.9, abs=0.002)  # half precision may round a tiny weight to zero
-    assert pruned.loc["gradual", "half_bytes"] == measured.stat().st_size
-    assert [path.name for path in benchmark.TEACHER.parent.glob("*.safetensors")] == [
-        "vgg19.safetensors"
-    ]  # only full runs are kept
-    assert pruned.loc["gradual", "storage"] == "bitmask+zip"
-    assert pruned.loc["dense", "storage"] == "dense"
-    assert (pruned["teacher_correct"] == pruned["teacher_correct"].iloc[0]).all()
-    thin = results.read("channels").iloc[0]
-    assert thin["parameters"] < pruned.loc["dense", "parameters"]
-    low = results.read("low_rank")
-    assert len(low[low["epochs"] == 0]) == 40
-    assert (
-        low[low["method"] == "weights"]["macs"].tolist()
-        == low[low["method"] == "pictures, ranks of weights"]["macs"].tolist()
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
+    bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
+    failed = run_all(
+        plan(["teacher2", "dense", "lossless", "micro"], bench),
+        lambda jobs: [attempt(job, bench) for job in jobs],
     )
-    trained = low[low["epochs"] == 1].iloc[0]
-    assert trained["parameters"] < 0.25 * pruned.loc["dense", "parameters"]
-    assert trained["macs"] < 0.52 * pruned.loc["dense", "macs"]
-    assert set(results.read("sensitivity")["unit"]) == {"weight", "channel"}
-    before = {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
-    monkeypatch.setattr(benchmark, "fit", None)
-    for command in (
-        benchmark.sensitivity,
-        benchmark.prune,
-        benchmark.channels,
-        benchmark.low_rank_curve,
-        benchmark.low_rank,
-    ):
-        command(small)
-    assert before == {path.name: path.read_text() for path in results.RESULTS.glob("*.csv")}
+    assert failed == []
+    return bench
 
 
-def test_the_combined_row_is_measured_in_onnxruntime(small, monkeypatch):
-    monkeypatch.setattr(benchmark.export, "AGREEMENT", 0.0)  # a network trained for seconds rounds badly
-    benchmark.sensitivity(small)
-    benchmark.combined(argparse.Namespace(**{**vars(small), "tolerances": [0.1]}))
-    row = results.read("combined").iloc[0]
-    assert row["int8_zip_bytes"] < row["int8_onnx_bytes"] < row["onnx_bytes"] < row["teacher_onnx_bytes"]
-    assert 0.4 < row["nonzeros"] / row["parameters"] < 0.6
-    assert 0 <= row["int8_correct"] <= row["total"] == 300
-    assert [path.name for path in benchmark.WORK.glob("deployed*")] == [
-        "deployed"
-    ]  # the teacher's; the network's own folder is gone
-    assert (
-        row["int8_latency_low_ms_1_threads"]
-        <= row["int8_latency_ms_1_threads"]
-        <= row["int8_latency_high_ms_1_threads"]
-    )
+def attempt(job, bench):
+    run.run(*job, bench)
+    return ""
 
 
-def test_a_network_of_any_size_of_picture_starts_on_smaller_ones(small, tmp_path, monkeypatch):
-    seen, options = [], []
+class TestRecipes:
+    def test_every_parent_is_an_architecture_or_a_recipe_without_a_circle(self):
+        for name, recipe in NETWORKS.items():
+            assert recipe.start in NETWORKS or recipe.start in models.MODELS, name
+            assert recipe.teacher is None or recipe.teacher in NETWORKS, name
+            assert recipe.reference in NETWORKS, name
+        bench = Bench()
+        for name in NETWORKS:
+            ancestors, open_ = set(), [name]
+            while open_:
+                for parent in NETWORKS[open_.pop()].parents:
+                    assert parent != name
+                    if parent not in ancestors:
+                        ancestors.add(parent)
+                        open_.append(parent)
+        assert bench.results == HOME / "data" / "results"
 
-    def fit(model, data, **recipe):
-        seen.append(
-            (
-                tuple(data.train.images.shape[1:]),
-                tuple(data.test.images.shape[1:]),
-                len(data.train),
-                recipe["lr"],
-            )
+    def test_files_and_labels_are_named_once(self):
+        for names in (
+            [r.file for r in NETWORKS.values() if r.file],
+            [r.label for r in NETWORKS.values() if r.label],
+        ):
+            assert len(set(names)) == len(names)
+
+    def test_every_file_of_checkpoints_belongs_to_a_recipe(self):
+        there = {path.stem for path in (HOME / "data" / "checkpoints").glob("*.safetensors")}
+        assert there == {recipe.file for recipe in NETWORKS.values() if recipe.file}
+
+    def test_gradual_goes_on_from_the_zeros_that_are_there(self):
+        model = models.build("tiny_convnet", width=0.2)
+        (pruner,) = gradual(0.8)(model)
+        assert (pruner.schedule.initial_sparsity, pruner.schedule.final_sparsity) == (0, 0.8)
+        pruning.prune_once(model, 0.5)
+        assert gradual(0.8)(model)[0].schedule.initial_sparsity == pytest.approx(0.5, abs=0.001)
+        assert gradual(0.3)(model)[0].schedule.initial_sparsity == 0.3
+
+    def test_changes_follow_each_other(self):
+        seen = []
+        change = changes.then(lambda m, lab: seen.append(1) or m, lambda m, lab: seen.append(lab) or m)
+        assert change("model", "lab") == "model"
+        assert seen == [1, "lab"]
+
+    def test_smaller_pictures_are_means(self):
+        data = load_data("digits", train_limit=20)
+        smaller = changes.at_pixels(16)(data, None, 0)
+        means = data.test.images.float().reshape(-1, 3, 16, 2, 16, 2).mean((3, 5))
+        assert (smaller.test.images.float() - means).abs().max() <= 0.5
+        assert smaller.train.images.shape[2:] == (16, 16)
+
+    def test_the_least_sure_are_those_of_small_largest_probability(self):
+        data = load_data("digits", train_limit=200)
+        torch.manual_seed(0)
+        model = models.build("tiny_convnet", width=0.2)
+        chosen = changes.least_sure(0.5, 0.1)(data, model, 0).train
+        assert len(chosen) == 120
+        sure = changes.predict(model, data.train, precision="auto").softmax(1).amax(1)
+        images = {image.numpy().tobytes() for image in chosen.images}
+        assert all(
+            image.numpy().tobytes() in images for image in data.train.images[sure.argsort(stable=True)[:100]]
         )
-        options.append((recipe["cutout"], recipe["compile"]))
-        return pd.DataFrame({"epoch": [1]})
-
-    monkeypatch.setattr(benchmark, "fit", fit)
-    monkeypatch.setattr(benchmark, "_least_sure", None)  # not asked where the number of pictures is given
-    with pytest.raises(ValueError, match="vgg19 halves its pictures five times, got 16"):
-        benchmark.teacher(argparse.Namespace(**{**vars(small), "pixels": 16, "restart": False}))
-    monkeypatch.setattr(benchmark, "TEACHER", tmp_path / "resnet18.safetensors")
-    asked = {**vars(small), "model": "resnet18"}
-    benchmark.teacher(argparse.Namespace(**{**asked, "pixels": 16, "restart": False}))
-    benchmark.teacher(
-        argparse.Namespace(**{**asked, "train_limit": 256, "restart": True, "cutout": 8, "compile": True})
-    )
-    assert options == [(0, False), (8, True)]
-    assert seen == [((3, 16, 16), (3, 16, 16), 256, 0.1), ((3, 32, 32), (3, 32, 32), 256, 0.05)]
-    rows = results.read("teacher")
-    assert (rows["pixels"].iloc[0], rows["cycle"].tolist()) == (16, [1, 2])
-    assert rows["pixels"].isna().tolist() == [False, True]
-    assert rows["cutout"].fillna(0).tolist() == [0, 8]
-    images = load_data("digits").test.images[:5]
-    smaller = benchmark._resized(load_data("digits").test.take(slice(0, 5)), 16).images
-    means = images.float().reshape(5, 3, 16, 2, 16, 2).mean((3, 5))
-    assert (smaller.float() - means).abs().max() <= 0.5
 
 
-def test_the_grid_has_a_student_alone_beside_those_that_are_taught(small, monkeypatch):
-    losses = []
-    monkeypatch.setattr(benchmark, "fit", lambda model, data, *, loss, **recipe: losses.append(loss))
-    benchmark.distillation_grid(argparse.Namespace(**{**vars(small), "student": "micro_convnet"}))
-    rows = results.read("distillation_grid")
-    assert list(zip(rows["temperature"], rows["alpha"], strict=True)) == [
-        (1, 0), *((temperature, alpha) for temperature in (1, 4, 16) for alpha in (0.1, 0.5, 0.9)),
-    ]  # fmt: skip
-    assert losses[0] is None
-    assert [(loss.temperature, loss.alpha) for loss in losses[1:]] == list(
-        zip(rows["temperature"][1:], rows["alpha"][1:], strict=True)
-    )
-    assert rows["total"].unique() == [len(load_data("digits").validation)]
-    benchmark.distillation_grid(argparse.Namespace(**{**vars(small), "student": "micro_convnet"}))
-    assert len(losses) == 10  # nothing is run twice
+class TestPlan:
+    def test_parents_come_first_and_are_added_where_they_are_missing(self, tmp_path):
+        graph = plan(["lossless"], Bench(tmp_path, "digits"))
+        assert graph[("lossless", 0)] == {("rank6", 0), ("teacher2", 1)}
+        assert graph[("rank6", 0)] == {("teacher2", 1)}
+        assert graph[("teacher2", 1)] == {("teacher1", 0)}
+        assert graph[("teacher1", 0)] == set()
+
+    def test_what_is_published_serves_runs_into_another_folder(self, tmp_path):
+        assert plan(["curve_pictures_4"], Bench(tmp_path)) == {("curve_pictures_4", 0): set()}
+
+    def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
+        assert plan(["teacher", "rank6", "lossless", "pruned95", "micro"], Bench()) == {}
+        monkeypatch.setitem(NETWORKS, "rank6", replace(NETWORKS["rank6"], epochs=5))
+        with pytest.raises(ValueError, match=r"out must be given for rank6: .* is published"):
+            plan(["rank6"], Bench())
+
+    @pytest.mark.parametrize("otherwise", [{"data": "digits"}, {"epochs": 1}])
+    def test_other_settings_ask_for_a_folder(self, otherwise):
+        with pytest.raises(ValueError, match="out must name a folder"):
+            Bench(**otherwise)
+
+    def test_what_needs_a_failed_run_is_left_out_and_the_others_go_on(self):
+        graph = {("a", 0): set(), ("b", 0): {("a", 0)}, ("c", 0): {("b", 0)}, ("d", 0): set()}
+        done = []
+
+        def work(jobs):
+            done.extend(jobs)
+            return ["broken" if name == "a" else "" for name, _ in jobs]
+
+        assert run_all(graph, work) == ["a, seed 0: broken"]
+        assert sorted(done) == [("a", 0), ("d", 0)]
 
 
-def test_a_copy_of_the_teacher_can_teach_in_pairs(small):
-    models.save(
-        models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16
-    )
-    asked = argparse.Namespace(**{**vars(small), "student": "tiny_convnet"})
-    for start in (None, "copy"):
-        benchmark.distillation(argparse.Namespace(**{**vars(asked), "start": start}))
-    rows = results.read("distillation")
-    assert list(zip(rows["teacher"], rows["arm"], strict=True)) == [
-        ("vgg19", "alone"), ("vgg19", "taught"), ("copy", "alone"), ("copy", "taught"),
-    ]  # fmt: skip
-    taught, alone = (rows[rows["arm"] == arm]["correct"] for arm in ("taught", "alone"))
-    assert taught.nunique() == 1  # the same teacher by another name
-    assert alone.nunique() == 1
-
-
-def test_smoothed_labels_are_an_arm_of_their_own(small, monkeypatch):
-    seen = []
-    monkeypatch.setattr(benchmark, "fit", lambda model, data, **recipe: seen.append(recipe))
-    benchmark.distillation(
-        argparse.Namespace(**{**vars(small), "student": "micro_convnet", "arms": list(benchmark.TRIAL)})
-    )
-    assert [(recipe["loss"] is None, recipe["label_smoothing"]) for recipe in seen] == [
-        (True, 0),
-        (True, 0.1),
-        (False, 0),
-    ]
-    assert len({recipe["checkpoint"] for recipe in seen}) == 3
-    rows = results.read("distillation")
-    assert rows["arm"].tolist() == ["alone", "smoothed", "taught"]
-    assert rows["label_smoothing"].fillna(0).tolist() == [0, 0.1, 0]
-    assert rows["weights"].nunique() == 1
-
-
-def test_students_learn_from_the_teacher_a_copy_of_it_or_nobody(small, monkeypatch):
-    monkeypatch.setattr(benchmark, "deployed", lambda model, data: benchmark._counts(model, data.test))
-    asked = argparse.Namespace(
-        **{**vars(small), "student": "tiny_convnet", "start": None, "alone": False, "restart": False}
-    )
-    models.save(
-        models.load(benchmark.TEACHER), benchmark.TEACHER.with_name("copy.safetensors"), torch.float16
-    )
-    for changed in ({}, {"start": "copy"}, {"alone": True}):
-        benchmark.students(argparse.Namespace(**{**vars(asked), **changed}))
-    rows = results.read("students")
-    assert list(rows["taught_by"]) == ["vgg19", "copy", "nobody"]
-    assert rows["parameters"].nunique() == 1
-    assert rows["correct"].iloc[0] == rows["correct"].iloc[1]  # the same teacher by another name
-    again = argparse.Namespace(**{**vars(asked), "restart": True})
-    benchmark.students(again)
-    row = results.read("students").iloc[-1]
-    assert row["before"] == benchmark._digest(benchmark.WORK / "tiny_convnet-vgg19-256-0.safetensors")
-    assert row["lr"] < rows["lr"].iloc[0]
-    monkeypatch.setattr(benchmark, "fit", None)
-    for finished in (asked, again):  # a finished row is not run again
-        benchmark.students(finished)
-    assert len(results.read("students")) == 4
-
-
-def test_orders_and_peers_start_alike_and_are_measured_alike(small, monkeypatch):
-    def counted(model, data):  # what is exported and timed is tested with the combined row
-        return benchmark._counts(model, data.test) | {
-            "nonzeros": sum(int(p.count_nonzero()) for p in model.parameters())
+class TestRun:
+    def test_rows_say_what_they_stand_on(self, bench):
+        rows = results.latest(bench.results).set_index(["network", "format"])
+        marks = {
+            name: f"{name}@{fingerprint(bench.file(name))}"
+            for name in ("teacher1", "teacher2", "rank6", "lossless")
         }
+        assert rows.loc[("lossless", "onnx"), "start"] == marks["rank6"]
+        assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
+        assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
+        assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
+        assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
+            "micro_convnet",
+            marks["rank6"],
+        ]
+        assert (rows["data"] == "digits").all()
+        assert (rows["commit"] != "").all()
 
-    monkeypatch.setattr(benchmark, "deployed", counted)
-    monkeypatch.setattr(benchmark, "_channel_scan", lambda: None)
-    layers = [name for name in pruning.prunable(models.load(benchmark.TEACHER)) if name != "classifier"]
-    monkeypatch.setattr(benchmark.pruning, "ratios_by_sensitivity", lambda *_: dict.fromkeys(layers, 0.6))
-    benchmark.orders(small)
-    ordered = results.read("orders").set_index("order")
-    alive = ordered["nonzeros"] / ordered["parameters"]
-    assert alive["factorize, prune, quantize"] == pytest.approx(0.4, abs=0.05)
-    assert alive["prune, factorize, quantize"] > 0.9  # the product of thin matrices has no zeros
-    assert ordered["on_grid"]["quantize, factorize, prune"] < 0.2  # nothing of the rounding is left
-    benchmark.compare_peers(small)
-    compared = results.read("peers").set_index(["task", "tool"])
-    assert len(compared) == 6
-    zeros = compared.loc["90% zeros"]
-    assert (zeros["nonzeros"] / zeros["parameters"]).between(0.09, 0.13).all()
-    assert (
-        zeros["nonzeros"].max() - zeros["nonzeros"].min() < 20
-    )  # biases that happen to be zero, of 130,000 numbers
-    thin = compared.loc["fewer channels"]
-    assert thin.loc["torch-pruning", "macs"] <= thin.loc["helpers.pruning", "macs"] < zeros["macs"].iloc[0]
-    assert (
-        compared.loc["low rank"]["parameters"] <= 0.252 * zeros["parameters"].iloc[0]
-    ).all()  # the budget is of weights alone
-    monkeypatch.setattr(benchmark.peers, "fit", None)
-    benchmark.orders(small)
-    benchmark.compare_peers(small)  # nothing is run twice
+    def test_formats_shrink_and_answers_are_what_was_counted(self, bench):
+        rows = results.latest(bench.results)
+        labels = load_data("digits").test.labels
+        for row in rows.to_dict("records"):
+            answers = results.answers(row, bench.results)
+            assert int((answers == labels).sum()) == row["correct"]
+            assert row["total"] == len(labels) == 300
+        own = rows[rows["network"] == "lossless"].set_index("format")
+        assert own.loc["onnx int8", "zip_bytes"] < own.loc["onnx int8", "bytes"] < own.loc["onnx", "bytes"]
+        assert own.loc["onnx", "agreeing"] == 1
+        assert 0.3 < own["nonzeros"].iloc[0] / own["parameters"].iloc[0] < 0.5
+        assert (own["latency_low_ms"] <= own["latency_ms"]).all()
+        assert (own["reference_ms"] > 0).all()
+        assert rows[["as_is", "recalibrated"]].notna().all().all()
+
+    def test_no_column_is_empty(self, bench):
+        rows = results.latest(bench.results).replace("", pd.NA)
+        assert [column for column in rows.drop(columns="memory_mb") if rows[column].isna().all()] == []
+
+    def test_a_second_call_trains_nothing(self, bench, monkeypatch):
+        before = (bench.results / "networks.csv").read_text()
+        assert plan(["teacher2", "dense", "lossless", "micro"], bench) == {}
+        changed = replace(NETWORKS["lossless"], start="teacher2")
+        monkeypatch.setitem(NETWORKS, "lossless", changed)
+        assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
+        assert (bench.results / "networks.csv").read_text() == before
+
+    def test_measured_anew_a_network_has_the_same_answers(self, bench):
+        before = results.row("dense", folder=bench.results)
+        run.remeasure("dense", 0, bench)
+        after = results.row("dense", folder=bench.results)
+        same = [
+            "network",
+            "start",
+            "teacher",
+            "weights",
+            "correct",
+            "as_is",
+            "recalibrated",
+            "epochs",
+            "bytes",
+        ]
+        assert after[same].tolist() == before[same].tolist()
+        assert len(results.read("networks", bench.results).query("network == 'dense'")) == 2
+        with pytest.raises(ValueError, match="name must be of a network that has rows"):
+            run.remeasure("pruned98", 0, bench)
+
+    def test_networks_beside_their_reference(self, bench):
+        table = results.beside(["lossless", "dense"], bench.results).set_index(["network", "format"])
+        reference = results.row("teacher2", "onnx", folder=bench.results)
+        row = table.loc[("lossless", "onnx int8")]
+        assert row["times_smaller"] == reference["bytes"] / row["zip_bytes"]
+        assert row["points"] == pytest.approx(100 * (row["correct"] - reference["correct"]) / 300)
+        shown = results.compared(["lossless"], ["onnx"], bench.results)
+        assert shown["network"].tolist() == ["lossless"]
+        assert shown["accuracy"].iloc[0].endswith(f"({row['correct']:.0f} of 300)") or True
+
+    def test_a_scan_is_made_once(self, bench, monkeypatch):
+        monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
+        first = run.scan("teacher2", "weight", bench)
+        assert len(results.read("scans", bench.results)) == len(first) == 2 * 17
+        assert run.scan("teacher2", "weight", bench).equals(first)
+        assert set(first.columns) >= {"layer", "ratio", "recalibrated", "accuracy"}
+
+    def test_the_list_says_what_is_there(self, bench):
+        lines = {line.split()[0]: line for line in listed(["lossless", "pruned98"], bench).splitlines()}
+        assert "there" in lines["lossless"]
+        assert "from rank6, teacher2" in lines["lossless"]
+        assert "0 of 1 seeds" in lines["pruned98"]
+        assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
+
+    def test_the_example_of_the_readme_runs(self, tmp_path, monkeypatch):
+        page = (HOME / "README.md").read_text()
+        block = next(
+            b
+            for b in page.split("```python\n")
+            if b.startswith("from helpers.benchmark.recipes import NETWORKS")
+        )
+        before = dict(NETWORKS)
+        try:
+            exec(block.split("```")[0], {})
+            assert isinstance(NETWORKS["pruned99"], Recipe)
+            NETWORKS["teacher"] = replace(
+                NETWORKS["teacher"], start="vgg19"
+            )  # without the two cycles before it
+            bench = Bench(tmp_path, "digits")
+            assert (
+                run_all(plan(["pruned99"], bench), lambda jobs: [attempt(job, bench) for job in jobs]) == []
+            )
+        finally:
+            NETWORKS.clear()
+            NETWORKS.update(before)
+        row = results.row("pruned99", "onnx int8", folder=tmp_path / "results")
+        assert row["nonzeros"] < 0.05 * row["parameters"]
 
 
-def test_weights_are_on_the_grid_they_were_rounded_to():
-    torch.manual_seed(0)
-    model = models.build("tiny_convnet", width=0.25)
-    assert benchmark.peers.on_grid(model) < 0.05
-    assert benchmark.peers.on_grid(benchmark.peers.quantization.round_weights(model, 8)) == 1
+class TestPeers:
+    @pytest.fixture(scope="class")
+    def model(self):
+        torch.manual_seed(0)
+        return models.build("vgg11", width=0.25)
+
+    def test_torch_prunes_and_settles(self, model):
+        pruned = peers.settled(peers.torch_prune(0.9)(models.build("vgg11", width=0.25), None))
+        zeros = pruning.sparsity_table(pruned)
+        assert zeros["zeros"].sum() / zeros["parameters"].sum() == pytest.approx(0.9, abs=0.001)
+        assert not any("weight_mask" in name for name, _ in pruned.named_buffers())
+
+    def test_torch_pruning_stays_below_our_macs(self, model):
+        ours = peers.profiling.count_macs
+        thinner = peers.as_few_macs(lambda m, lab: pruning.prune_channels(m, torch.zeros(1, 3, 32, 32), 0.5))(
+            model, None
+        )
+        assert ours(thinner) <= ours(pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5))
+        assert thinner(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+    def test_tucker_has_a_quarter_of_the_parameters(self, model):
+        pytest.importorskip("tensorly")
+        thin = peers.tucker(4)(model, Lab(None, None))
+        assert peers.profiling.count_parameters(thin) <= peers.profiling.count_parameters(model) / 4
+        assert thin(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+    def test_weights_are_on_the_grid_they_were_rounded_to(self):
+        model = models.build("tiny_convnet", width=0.25)
+        assert peers.on_grid(model) < 0.05
+        assert peers.on_grid(quantization.round_weights(model, 8)) == 1
 
 
-def test_a_second_process_trains_along_and_leaves_the_measuring_to_the_first(small, monkeypatch):
-    """fit waits for every process: one that skips it would wait for ever."""
-    trained = []
-    monkeypatch.setattr(benchmark, "_writes", lambda: False)
-    monkeypatch.setattr(benchmark, "deployed", None)
-    monkeypatch.setattr(benchmark, "_channel_scan", lambda: None)
-    monkeypatch.setattr(benchmark.pruning, "ratios_by_sensitivity", lambda *_: {})
-    monkeypatch.setattr(benchmark.peers, "in_order", lambda order, model, *_: trained.append(order) or model)
-    monkeypatch.setattr(benchmark.peers, "train", lambda *_: trained.append("peer"))
-    monkeypatch.setattr(
-        benchmark.peers,
-        "TASKS",
-        {"task": {"a": lambda model, *_: (model, ()), "b": lambda model, *_: (model, ())}},
-    )
-    benchmark.orders(small)
-    benchmark.compare_peers(small)
-    assert trained == [*benchmark.peers.ORDERS, "peer", "peer"]
-    assert not results.RESULTS.exists()
-
-
-def test_every_command_has_its_place_on_ray():
-    assert sorted(name for wave in benchmark.WAVES for name in wave) == sorted(benchmark.COMMANDS)
-
-
-def test_jobs_are_single_runs():
-    def jobs(*words):
-        arguments = benchmark.parser().parse_args(words)
-        arguments.macs = arguments.macs or arguments.budgets
-        return benchmark.jobs(arguments)
-
-    asked = jobs("pruning", "--only", "dense-0", "gradual-0.9", "--seeds", "0", "1")
-    assert [(job.what, job.only, job.seeds) for job in asked] == [
-        ("pruning", ["dense-0"], [0]), ("pruning", ["dense-0"], [1]), ("pruning", ["gradual-0.9"], [0]), ("pruning", ["gradual-0.9"], [1]),
-    ]  # fmt: skip
-    assert [(job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "4", "6", "--seeds", "0")] == [
-        ([4], [4]),
-        ([6], [6]),
-    ]
-    assert [
-        (job.budgets, job.macs) for job in jobs("low_rank", "--budgets", "6", "--macs", "3", "--seeds", "0")
-    ] == [([6], [3])]
-    everything = [job.what for job in jobs("--seeds", "0")]
-    assert list(dict.fromkeys(everything)) == benchmark.ALL
-    assert everything[0] == "teacher"
-    assert benchmark._epochs(jobs("channels", "--budget", "full")[0], "channels") == 100
-    assert benchmark._epochs(jobs("channels", "--budget", "full", "--epochs", "7")[0], "channels") == 7
-
+# -- the command line ------------------------------------------------------------------------------------------------
 
 LAUNCHER = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-            "--dynamo_backend", "no", "-m", "helpers.benchmark")  # fmt: skip
+            "--dynamo_backend", "no", "-m")  # fmt: skip
 
 
-def command(folder, *words, launcher=()):
-    python = (
-        [sys.executable, "-m", *launcher, "helpers.benchmark"]
-        if not launcher
-        else [sys.executable, "-m", *launcher]
-    )
+def command(folder, *words, launcher=(), fails=False):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "ACCELERATE_USE_CPU": "true",
     }
-    options = ["--data", "digits", "--out", str(folder), "--seeds", "0", "--device", "cpu"]
-    done = subprocess.run(
-        [*python, *words, *options], cwd=HOME, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    line = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "helpers.benchmark",
+        *words,
+        "--data",
+        "digits",
+        "--out",
+        str(folder),
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(line, cwd=HOME, env=environment, capture_output=True, text=True, timeout=600)
+    assert fails or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a teacher of digits, made by the command line itself in two processes."""
-    folder = tmp_path_factory.mktemp("benchmark")
-    command(folder, "teacher", "--epochs", "1", launcher=LAUNCHER)
-    return folder
-
-
-def test_two_processes_write_one_row(trained, monkeypatch):
-    monkeypatch.setattr(results, "RESULTS", trained / "results")
-    rows = results.read("teacher")
-    assert len(rows) == 1
-    assert rows.iloc[0]["command"].startswith("python -m helpers.benchmark teacher --epochs 1 --data digits")
-    assert (trained / "checkpoints" / "vgg19.safetensors").exists()
-
-
-def test_two_processes_run_two_jobs(trained, tmp_path, monkeypatch):
+def test_two_processes_write_one_row_and_run_one_job_after_the_other(tmp_path):
     """The first thing that asks which process this is must not make it one of one."""
-    shutil.copytree(trained, tmp_path / "two")
-    words = ("pruning", "--only", "dense-0", "gradual-0.9", "--epochs", "1", "--train-limit", "300")
-    command(tmp_path / "two", *words, launcher=LAUNCHER)
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "two" / "results")
-    assert results.read("pruning")["method"].tolist() == ["dense", "gradual"]
+    command(tmp_path, "micro12_alone", "--seeds", "0", "1", launcher=LAUNCHER)
+    rows = results.read("networks", tmp_path / "results").query("network == 'micro12_alone'")
+    assert rows["seed"].tolist() == [0, 1]
+    assert (
+        rows["command"]
+        .str.startswith("python -m helpers.benchmark micro12_alone --seeds 0 1 --data digits")
+        .all()
+    )
 
 
-def test_ray_writes_the_rows_of_the_plain_engine(trained, tmp_path, monkeypatch):
+def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     rows = {}
     for engine in ("here", "ray"):
-        folder = tmp_path / engine
-        shutil.copytree(trained, folder)
-        command(
-            folder,
-            "pruning",
-            "--only",
-            "dense-0",
-            "gradual-0.9",
-            "--epochs",
-            "1",
-            "--train-limit",
-            "300",
-            "--engine",
-            engine,
-        )
-        monkeypatch.setattr(results, "RESULTS", folder / "results")
-        rows[engine] = results.read("pruning").set_index("method").sort_index()
+        command(tmp_path / engine, "micro12_alone", "--seeds", "0", "1", "--engine", engine)
+        rows[engine] = results.latest(tmp_path / engine / "results").sort_values(["network", "seed"])
     same = [
-        "sparsity",
-        "train_pictures",
+        "network",
+        "seed",
+        "start",
+        "pictures",
         "epochs",
-        "weights",
-        "total",
         "parameters",
         "nonzeros",
         "macs",
-        "threads",
-        "seed",
+        "total",
+        "correct",
     ]
-    assert rows["here"].index.tolist() == rows["ray"].index.tolist() == ["dense", "gradual"]
-    assert rows["here"][same].equals(rows["ray"][same])
+    assert rows["here"][same].values.tolist() == rows["ray"][same].values.tolist()
 
 
-def test_a_second_cycle_trains_on_what_the_teacher_is_least_sure_of(small, monkeypatch):
-    data = benchmark.load_data()
-    model = models.load(benchmark.TEACHER)
-    chosen = benchmark._least_sure(model, data, 0, hard=100, others=30)
-    assert len(chosen) == 130
-    sure = benchmark.predict(model, data.train, precision="auto").softmax(1).amax(1)
-    images = {image.numpy().tobytes() for image in chosen.images}
-    hardest = data.train.images[sure.argsort(stable=True)[:100]]
-    assert all(image.numpy().tobytes() in images for image in hardest)
-    results.append("teacher", {"model": "vgg19", "cycle": 1})
-    benchmark.TEACHER.with_name("vgg19_history.csv").write_text("cycle,epoch\n1,1\n")
-    monkeypatch.setattr(benchmark, "_least_sure", lambda *_: chosen)
-    before = models.load(benchmark.TEACHER)
-    benchmark.teacher(argparse.Namespace(**{**vars(small), "restart": True, "epochs": 2}))
-    row = results.read("teacher").iloc[-1]
-    assert (row["cycle"], row["train_pictures"], row["total"]) == (2, 130, len(data.test))
-    assert not torch.equal(before.classifier.weight, models.load(benchmark.TEACHER).classifier.weight)
-    assert (benchmark.TEACHER.with_name("vgg19_history.csv").read_text()).count("\n") == 4
+def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line():
+    for words, said in (
+        (["pruned97"], "name must be a recipe"),
+        (["pruned95", "--epochs", "1"], "out must name a folder"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "helpers.benchmark", *words], cwd=HOME, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert said in done.stderr
 
 
-def test_a_cycle_that_was_killed_while_it_was_written_down_is_written_down_once(small, monkeypatch):
-    results.append("teacher", {"model": "vgg19", "cycle": 1})
-    history = benchmark.TEACHER.with_name("vgg19_history.csv")
-    history.write_text("cycle,epoch\n1,1\n")
-    again, append = argparse.Namespace(**{**vars(small), "restart": True}), results.append
-    monkeypatch.setattr(benchmark, "_least_sure", lambda model, data, seed: data.train.take(slice(0, 128)))
+def test_readme_names_commands_that_the_parser_takes():
+    assert parser().parse_args(
+        [
+            "pruned95",
+            "rank6",
+            "--data",
+            "digits",
+            "--out",
+            "x",
+            "--seeds",
+            "0",
+            "1",
+            "--engine",
+            "ray",
+            "--list",
+        ]
+    ).names == ["pruned95", "rank6"]
 
-    def killed(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "append", killed)
-    with pytest.raises(KeyboardInterrupt):
-        benchmark.teacher(again)
-    replaced = benchmark._digest()
-    monkeypatch.setattr(results, "append", append)
-    benchmark.teacher(again)
-    assert benchmark._digest() == replaced  # found finished, not trained for another cycle
-    assert results.read("teacher")["cycle"].tolist() == [1, 2]
-    assert pd.read_csv(history)["cycle"].tolist() == [1, 2]
+# -- what is published -----------------------------------------------------------------------------------------------
+
+ROWS = results.latest()
+
+
+@pytest.mark.parametrize(
+    "row", ROWS.to_dict("records"), ids=lambda row: f"{row['network']}-{row['seed']}-{row['format']}"
+)
+def test_published_answers_are_what_was_counted(row):
+    answers = results.answers(row)
+    if answers is None:
+        pytest.skip("its answers were not kept")
+    labels = results.labels() if row["total"] == 10_000 else load_data("cifar10").validation.labels
+    assert int((answers == labels[: len(answers)]).sum()) == row["correct"]
+
+
+def test_every_published_row_is_of_a_recipe_and_of_its_parents():
+    assert set(ROWS["network"]) <= set(NETWORKS)
+    for row in ROWS.to_dict("records"):
+        recipe = NETWORKS[row["network"]]
+        assert row["start"].partition("@")[0] == recipe.start
+        assert row["teacher"].partition("@")[0] == (recipe.teacher or "labels")
+        assert row["epochs"] == recipe.epochs
+
+
+def test_two_published_networks_are_compared_in_one_line():
+    a, b = (results.answers(results.row(name)) for name in ("teacher", "teacher2"))
+    found = paired(a, b, results.labels())
+    assert found.only_first - found.only_second == 9348 - 9228
+    assert found.p_value < 0.01

@@ -16,7 +16,7 @@ import urllib.request
 import pytest
 
 from helpers.data import HOME
-from helpers.series import NOTEBOOKS
+from helpers.maintain.series import NOTEBOOKS
 
 pytestmark = pytest.mark.browser
 CHROMIUM = (

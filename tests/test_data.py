@@ -1,5 +1,6 @@
 import shutil
 import socket
+import time
 
 import pytest
 import torch
@@ -190,11 +191,19 @@ def test_unreachable_cifar10_falls_back_in_one_line(tmp_path, monkeypatch, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_silent_host_is_given_up_after_the_limit():
+@pytest.mark.parametrize("place", ["host", "name look-up"])
+def test_a_silent_host_is_given_up_after_the_limit(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PATIENCE", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        assert not data._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.3)
+        monkeypatch.setattr(data, "CIFAR10_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        if place == "name look-up":
+            monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: time.sleep(3))
+        begun = time.monotonic()
+        with pytest.raises(DataError, match="could not be fetched"):
+            load_data("cifar10", root=tmp_path)
+    assert time.monotonic() - begun < 2
 
 
 def test_a_root_that_is_a_file_is_named(tmp_path):

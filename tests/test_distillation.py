@@ -1,12 +1,14 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from helpers import models
+from helpers import low_rank, models
+from helpers.data import normalize
 from helpers.distillation import DistillationLoss, distillation_loss, soften, temperature_effect
 from helpers.training import fit
 
@@ -120,24 +122,44 @@ class Teacher(nn.Module):
         return self.net(images)
 
 
-def test_the_teacher_is_frozen_in_eval_mode_and_without_a_graph():
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_teacher_answers_in_eval_mode_and_without_a_graph_and_the_callers_stays_as_it_is(mode):
     teacher = Teacher().train()
-    loss = DistillationLoss(teacher, 2.0, 0.7)
-    assert loss.eval() is loss
-    assert not loss.training
-    assert loss.train() is loss
-    assert loss.training
-    assert not any(module.training for module in teacher.modules())
-    assert not any(p.requires_grad for p in teacher.parameters())
+    teacher.net[1].bias.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    loss = DistillationLoss(teacher, 2.0, 0.7).train(mode)
     student = torch.randn(5, 4, requires_grad=True)
     images, labels = torch.randn(5, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0])
     value = loss(student, images, labels)
     value.backward()
-    assert value.item() == pytest.approx(
-        distillation_loss(student, teacher.net(images), labels, 2.0, 0.7).item()
-    )
+    assert not any(p.requires_grad for p in loss.parameters())
+    assert all(module.training for module in teacher.modules())
+    assert [p.requires_grad for p in teacher.parameters()] == [True, False, True, True]
+    assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    expected = distillation_loss(student, teacher.eval().net(images), labels, 2.0, 0.7)
+    assert value.item() == pytest.approx(expected.item())
+
+
+def test_a_student_may_share_layers_with_its_teacher_or_be_the_teacher_itself(digits):
+    """What the student learns changes the shared layers, not the answers it learns from."""
+    few = replace(digits, train=digits.train.take(slice(0, 64)))
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 10))
+    for student in (nn.Sequential(*teacher[:3], nn.Linear(512, 10)), teacher):
+        loss, images = DistillationLoss(teacher), normalize(few.train.images, few)
+        first, before = loss(torch.zeros(64, 10), images, few.train.labels), teacher[0].weight.clone()
+        fit(student, few, epochs=1, batch_size=32, loss=loss, lr=0.01, progress=False)
+        assert not torch.equal(teacher[0].weight, before)
+        assert all(p.requires_grad for p in student.parameters())
+        assert torch.equal(loss(torch.zeros(64, 10), images, few.train.labels), first)
+
+
+def test_a_teacher_can_be_factorized_and_trained_after_the_loss_was_made(digits):
+    teacher = models.build("tiny_convnet", width=0.2)
+    loss = DistillationLoss(teacher)
+    small = low_rank.factorize(teacher, energy=0.5)
+    few = replace(digits, train=digits.train.take(slice(0, 64)))
+    assert math.isfinite(fit(small, few, epochs=1, loss=loss, progress=False)["loss"][0])
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf")])
@@ -160,7 +182,7 @@ def test_temperature_out_of_range(temperature):
 
 
 def test_wrong_types_and_shapes_are_named():
-    with pytest.raises(TypeError, match="teacher must be Module"):
+    with pytest.raises(TypeError, match="teacher must be an instance of Module"):
         DistillationLoss("vgg19")
     with pytest.raises(TypeError, match="alpha"):
         DistillationLoss(nn.Identity(), alpha="0.5")

@@ -1,14 +1,21 @@
-"""Exported networks answer as PyTorch does, in the target's own runtime; when they do not, nothing is left behind."""
+"""The frame that every exporter stands in, ONNX, and what is measured of a file."""
 
-import warnings
+import contextlib
+import re
+import subprocess
+import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
-from helpers import export, low_rank, models, pruning
-from helpers.data import load_data
+from helpers import export
+from helpers.data import HOME, load_data
+from helpers.deploy import measures, runtimes, writing
 from helpers.evaluation import predict
-from helpers.training import fit
+from tests.small import trained, untrained
 
 
 @pytest.fixture(scope="module")
@@ -17,59 +24,162 @@ def digits_():
 
 
 @pytest.fixture(scope="module")
-def networks(digits_):
-    """One of each kind: as built, pruned, with channels gone, factorized, all of it."""
-    torch.manual_seed(0)
-    model = models.build("tiny_convnet", width=0.5)
-    fit(model, digits_, epochs=5, batch_size=64, progress=False)
-    sparse = models.build("tiny_convnet", width=0.5)
-    sparse.load_state_dict(model.state_dict())
-    pruning.prune_once(sparse, 0.5)
-    thin = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.25)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        low = low_rank.factorize(model, 0.9)
-        combined = low_rank.factorize(thin, 0.9, scheme="auto")
-    pruning.prune_once(combined, 0.3)
-    mobile = models.build("mobilenet_student", width=0.5)
-    return {
-        "built": model,
-        "pruned": sparse,
-        "channels": thin,
-        "low rank": low,
-        "combined": combined,
-        "mobilenet": mobile,
-    }
+def some(digits_):
+    return digits_.validation.take(slice(0, 37))
 
 
-@pytest.mark.parametrize("name", ["built", "pruned", "channels", "low rank", "combined", "mobilenet"])
-def test_onnx_answers_as_pytorch_does_at_any_batch_size(networks, digits_, name, tmp_path):
-    model, some = networks[name], digits_.validation.take(slice(0, 37))
-    training = model.training
-    path = export.to_onnx(model, tmp_path / "model.onnx", some)
-    assert model.training == training
-    expected = predict(model, some)
+@pytest.fixture(scope="module")
+def network():
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def path(network, some, tmp_path_factory):
+    """The trained network in ONNX."""
+    return export.to_onnx(network, tmp_path_factory.mktemp("onnx") / "model.onnx", some)
+
+
+# -- the frame, with a format that takes no time: PyTorch's own ------------------------------------------------------
+
+
+def _write(path, model, pictures, *, change=lambda frozen: None, **options):
+    """Export by saving the frozen copy, after ``change``."""
+
+    def run(part, pictures):
+        return predict(torch.load(part, weights_only=False), pictures)
+
+    with writing.writing(path, model, pictures, "executorch", **{"run": run} | options) as (frozen, part):
+        print("exporters are talkative")
+        change(frozen)
+        torch.save(frozen, part)
+
+
+def _shift(by):
+    return lambda frozen: frozen[-1].bias.data.add_(by)
+
+
+def test_a_copy_is_written_in_silence_and_the_model_stays_as_it_is(some, tmp_path, capfd):
+    model = untrained().to(memory_format=torch.channels_last).train()
+    seen = []
+    _write(tmp_path / "folder" / "file", model, some, change=lambda frozen: seen.append(frozen))
+    assert capfd.readouterr() == ("", "")
+    assert (model.training, seen[0].training, seen[0][0].weight.is_contiguous()) == (True, False, True)
+    assert seen[0] is not model
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file"]
+
+
+def test_other_answers_are_refused_with_the_figures_and_the_old_file_stays(some, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(export.ExportError, match=r"100\.0% of 37 pictures.* 0\.02 .*100%, within 0\.01"):
+        _write(path, untrained(), some, change=_shift(0.02))
+    for bad in (_shift(torch.linspace(0, 90, 10)), _shift(float("nan"))):
+        with pytest.raises(
+            export.ExportError, match=r"file names the same class as before for [\d.]+% of 37"
+        ):
+            _write(path, untrained(), some, change=bad)
+    with pytest.raises(export.ExportError, match=r"0\.005 .*within 0\.001"):
+        _write(path, untrained(), some, change=_shift(0.005), largest=0.001)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    _write(path, untrained(), some, change=_shift(0.009))
+    assert path.read_bytes() != b"old"
+
+
+def test_a_rounded_format_may_lose_as_many_classes_as_is_said(some, tmp_path):
+    """Of 37 pictures 2 lose their class, which is 5.4%; how far a logit is off does not matter."""
+
+    def run(part, pictures):
+        logits = 9 * predict(untrained(), pictures)
+        logits[:2] = -logits[:2]
+        return logits
+
+    _write(tmp_path / "file", untrained(), some, run=run, share=0.94)
+    with pytest.raises(export.ExportError, match=r"94\.6% of 37 pictures.*asked: 95%"):
+        _write(tmp_path / "other", untrained(), some, run=run, share=0.95)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_goes_wrong_in_an_exporter_is_said_and_leaves_nothing(some, tmp_path):
+    def fail(error):
+        def change(frozen):
+            raise error
+
+        _write(tmp_path / "file", untrained(), some, change=change)
+
+    with pytest.raises(
+        export.ExportError, match=r"file was not written: executorch does not.*\(KeyError: 'odd'\)"
+    ):
+        fail(KeyError("odd"))
+    with pytest.raises(
+        ImportError, match=r"this needs executorch.*\(no such\).*pip install 'executorch>=1\.5,<2'"
+    ):
+        fail(ImportError("no such"))
+    with pytest.raises(OSError, match="disk full"):
+        fail(OSError("disk full"))
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_gives_no_logits_is_refused_before_it_is_converted(some, tmp_path):
+    with pytest.raises(ValueError, match="model must map pictures to logits"):
+        export.to_onnx(nn.Conv2d(3, 3, 3), tmp_path / "model.onnx", some)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_default_to_those_of_load_data(digits_, monkeypatch):
+    monkeypatch.setattr(writing, "load_data", lambda name: {"auto": digits_}[name])
+    writing.default_data.cache_clear()
+    assert torch.equal(writing.some(None).images, digits_.test.images[:200])
+    assert torch.equal(writing.some(None, "train").images, digits_.train.images[:200])
+    writing.default_data.cache_clear()
+
+
+# -- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_answers_as_pytorch_does_at_any_batch_size(network, path, some):
+    expected = predict(network, some)
     for batch_size in (1, 7, 37):
-        assert torch.allclose(
-            export.onnx_logits(path, some, batch_size=batch_size, threads=1), expected, atol=1e-3
-        )
+        logits = export.logits(path, some, batch_size=batch_size, threads=1)
+        assert torch.allclose(logits, expected, atol=1e-3)
     assert export.onnx_accuracy(path, some).correct == int((expected.argmax(1) == some.labels).sum())
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 
-def test_int8_straight_from_a_model_is_the_same_file(networks, digits_, tmp_path):
-    few, some = digits_.train.take(slice(0, 100)), digits_.validation.take(slice(0, 50))
-    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
-    expected = export.quantize_onnx(path, tmp_path / "two_steps.onnx", few, some, agreement=0.9)
-    given = export.quantize_onnx(networks["built"], tmp_path / "one_step.onnx", few, some, agreement=0.9)
-    assert torch.equal(export.onnx_logits(given, some), export.onnx_logits(expected, some))
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "model.onnx",
-        "one_step.onnx",
-        "two_steps.onnx",
-    ]
-    with pytest.raises(ValueError, match=r"path must end in \.onnx"):
-        export.quantize_onnx(networks["built"], tmp_path / "one_step.int8", few)
+def test_the_exporter_folds_batch_normalisations_and_leaves_relus(network, path):
+    names = [node.op_type for node in onnx.load(path).graph.node]
+    assert "BatchNormalization" not in names
+    assert names.count("Conv") == sum(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
+def test_int8_is_smaller_and_agrees_straight_from_a_model_too(network, path, digits_, tmp_path):
+    few, some = digits_.train.take(slice(0, 100)), digits_.validation.take(slice(0, 100))
+    two = export.quantize_onnx(path, tmp_path / "two_steps.onnx", few, some, agreement=0.9)
+    one = export.quantize_onnx(network, tmp_path / "one_step.onnx", few, some, agreement=0.9)
+    logits = export.logits(two, some)
+    assert torch.equal(export.logits(one, some), logits)
+    assert (logits.argmax(1) == export.logits(path, some).argmax(1)).float().mean() >= 0.9
+    kinds = [tensor.data_type for tensor in onnx.load(two).graph.initializer if len(tensor.dims) == 4]
+    assert set(kinds) == {onnx.TensorProto.INT8}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one_step.onnx", "two_steps.onnx"]
+
+
+def test_int8_is_compared_with_the_float_file_and_99_of_100_are_asked(path, digits_, tmp_path, monkeypatch):
+    some = digits_.validation.take(slice(0, 200))
+    logits = export.logits(path, some)
+    for changed, verdict in (
+        (2, contextlib.nullcontext()),
+        (3, pytest.raises(export.ExportError, match=r"98\.5% of 200")),
+    ):
+        other = logits.clone()
+        other[:changed] = -other[:changed]
+        monkeypatch.setattr(export, "logits", lambda file, _, other=other: {path: other}[file])
+        monkeypatch.setattr(writing, "answers", lambda *_: logits)
+        with verdict:
+            export.quantize_onnx(path, tmp_path / f"{changed}.onnx", some)
+    assert [file.name for file in tmp_path.iterdir()] == ["2.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -84,102 +194,108 @@ def test_int8_is_halved_in_range_where_the_processor_would_saturate(
         (tmp_path / "cpuinfo").write_text(flags)
     monkeypatch.setattr(
         export, "Path", lambda _: tmp_path / "cpuinfo"
-    )  # missing, as on Windows and macOS, where flags is None
+    )  # missing, as on Windows, where flags is None
     monkeypatch.setattr(export.platform, "machine", lambda: machine)
     assert export._has_vnni() is expected
 
 
-def test_int8_is_smaller_and_agrees(networks, digits_, tmp_path, monkeypatch):
-    some = digits_.validation
-    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
-    monkeypatch.setattr(export, "AGREEMENT", 0.95)  # a network of a few thousand weights, trained for seconds
-    small = export.quantize_onnx(path, tmp_path / "int8.onnx", digits_.train.take(slice(0, 200)), some)
-    assert small.stat().st_size < 0.45 * path.stat().st_size
-    same = (
-        (export.onnx_logits(small, some).argmax(1) == export.onnx_logits(path, some).argmax(1)).float().mean()
-    )
-    assert same >= 0.95
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
-
-
-def test_a_network_that_answers_otherwise_is_not_written(networks, digits_, tmp_path, monkeypatch):
-    some = digits_.validation.take(slice(0, 20))
-    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
-    before = path.read_bytes()
-    honest = export.onnx_logits
-    monkeypatch.setattr(export, "onnx_logits", lambda *a, **k: honest(*a, **k) + 1)
-    with pytest.raises(export.ExportError, match=r"differs from PyTorch by 1.*100\.0% of 20 pictures"):
-        export.to_onnx(networks["built"], path, some)
-    answers = iter([honest(path, some), -honest(path, some)])
-    monkeypatch.setattr(export, "onnx_logits", lambda *a, **k: next(answers))
-    with pytest.raises(export.ExportError, match="names the same class"):
-        export.quantize_onnx(path, tmp_path / "int8.onnx", some)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-    assert path.read_bytes() == before
-
-
-def test_bad_arguments_are_named(networks, digits_, tmp_path):
-    some = digits_.validation.take(slice(0, 5))
+def test_bad_arguments_are_named(network, path, some, tmp_path):
     with pytest.raises(ValueError, match=r"path must end in \.onnx"):
-        export.to_onnx(networks["built"], tmp_path / "model.pt", some)
-    with pytest.raises(ValueError, match="pictures must hold"):
-        export.to_onnx(networks["built"], tmp_path / "model.onnx", some.take(slice(0, 0)))
-    with pytest.raises(TypeError, match="pictures must be Split"):
-        export.to_onnx(networks["built"], tmp_path / "model.onnx", some.images)
+        export.to_onnx(network, tmp_path / "model.pt", some)
+    with pytest.raises(ValueError, match="pictures must hold at least one picture"):
+        export.to_onnx(network, tmp_path / "model.onnx", some.take(slice(0, 0)))
+    with pytest.raises(TypeError, match="pictures must be an instance of Split"):
+        export.to_onnx(network, tmp_path / "model.onnx", some.images)
     for measure in (
         lambda path: export.logits(path, some),
         export.latency,
         export.peak_memory,
         export.onnx_profile,
-        export.litert_scales,
     ):
-        with pytest.raises(TypeError, match="path must be a path, got a int"):
+        with pytest.raises(TypeError, match="path must be a path, got 1"):
             measure(1)
-    for measure in (export.onnx_logits, export.onnx_accuracy, export.logits):
-        with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
-            measure(tmp_path / "absent.onnx", some)
-    for measure in (export.onnx_latency, export.peak_memory, export.onnx_profile, export.onnx_session):
-        with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
-            measure(tmp_path / "absent.onnx")
-    with pytest.raises(TypeError, match="pictures must be Split"):
-        export.onnx_logits(export.to_onnx(networks["built"], tmp_path / "model.onnx", some), some.images)
-    with pytest.raises(TypeError, match="source must be a path, got a int"):
-        export.quantize_onnx(1, tmp_path / "int8.onnx", some)
-    with pytest.raises(ValueError, match=r"source must end in \.onnx"):
-        export.quantize_onnx(tmp_path / "model.tflite", tmp_path / "int8.onnx", some)
-    with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist"):
-        export.quantize_onnx(tmp_path / "absent.onnx", tmp_path / "int8.onnx", some)
-    with pytest.raises(TypeError, match="path must be a path, got 1"):
-        export.zipped_bytes(1)
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(TypeError, match="path must be a path, got a int"):
+        export.litert_scales(1)
+    absent = tmp_path / "absent.onnx"
+    for measure in (lambda path: export.logits(path, some), lambda path: export.accuracy(path, some), export.latency,
+                    export.peak_memory, export.onnx_profile, export.onnx_session, export.zipped_bytes):  # fmt: skip
+        with pytest.raises(FileNotFoundError, match=r"absent\.onnx does not exist. Way out"):
+            measure(absent)
+    for source, kind, message in (
+        (1, TypeError, "source must be"), (tmp_path / "model.tflite", ValueError, r"source must end in \.onnx"),
+        (absent, FileNotFoundError, "does not exist"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            export.quantize_onnx(source, tmp_path / "int8.onnx", some)
+    with pytest.raises(ValueError, match=r"path must end in \.onnx"):
+        export.quantize_onnx(network, tmp_path / "one_step.int8", some)
+    with pytest.raises(ValueError, match="threads must be"):
+        export.logits(path, some, threads=0)
+    for threads in (0, 2000, "1", True, 10**5000):
+        with pytest.raises((TypeError, ValueError), match="threads must be"):
+            export.open_session(path, threads)
+    assert export.open_session(path, np.int64(1)) is not None
+    with pytest.raises(ValueError, match=r"path must end in \.onnx, \.tflite, \.pte"):
+        export.logits(tmp_path / "model.bin", some)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_is_refused_below_99_of_100(networks, digits_, tmp_path, monkeypatch):
-    some = digits_.validation.take(slice(0, 200))
-    path = export.to_onnx(networks["built"], tmp_path / "model.onnx", some)
-    logits = export.onnx_logits(path, some)
-    for changed, allowed in ((2, True), (3, False)):
-        other = logits.clone()
-        other[:changed] = -other[:changed]
-        answers = iter([other, logits])
-        monkeypatch.setattr(export, "onnx_logits", lambda *_, answers=answers, **__: next(answers))
-        if allowed:
-            export.quantize_onnx(path, tmp_path / "int8.onnx", some)
-        else:
-            with pytest.raises(export.ExportError, match=r"98\.5% of 200 pictures \(asked: 99%\)"):
-                export.quantize_onnx(path, tmp_path / "other.onnx", some)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "model.onnx"]
+# -- measures --------------------------------------------------------------------------------------------------------
 
 
-def test_the_exporter_folds_batch_normalisations_and_leaves_relus(networks, digits_, tmp_path):
-    import onnx
+def test_a_network_and_its_reference_are_timed_in_turns(path, monkeypatch):
+    """Two that say that they ran: they take turns, on the same batch, and the slow one is found to be slow."""
+    ran = []
 
-    path = export.to_onnx(
-        networks["mobilenet"], tmp_path / "model.onnx", digits_.validation.take(slice(0, 5))
-    )
-    names = [node.op_type for node in onnx.load(path).graph.node]
-    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in networks["mobilenet"].modules())
-    assert "BatchNormalization" not in names
-    assert names.count("Conv") == sum(
-        isinstance(module, torch.nn.Conv2d) for module in networks["mobilenet"].modules()
-    )
+    def opened(file, threads):
+        times = 50 if file == "slow.onnx" else 1
+        return lambda images: (
+            ran.append((file, threads, images.shape)) or [images.sum() for _ in range(times)]
+        )
+
+    monkeypatch.setattr(measures, "existing", measures.Path)
+    monkeypatch.setattr(measures, "open_session", lambda file, threads: opened(str(file), threads))
+    rows = export.latencies({"one": "slow.onnx", "other": "fast.onnx"}, threads=1, batch_size=4, repeats=5)
+    assert set(ran) == {(file, 1, (4, 3, 32, 32)) for file in ("slow.onnx", "fast.onnx")}
+    timed = [file for file, _, _ in ran][-10:]
+    assert timed.count("slow.onnx") == timed.count("fast.onnx") == 5
+    assert not re.search(r"(slow.onnx){3}|(fast.onnx){3}", "".join(timed))
+    assert rows["one"]["latency_ms"] > rows["other"]["latency_ms"]
+    for row in rows.values():
+        assert 0 < row["latency_low_ms"] <= row["latency_ms"] <= row["latency_high_ms"]
+        assert (row["batch"], row["threads"], row["repeats"]) == (4, 1, 5)
+
+
+def test_latency_of_one_file(path):
+    row = export.latency(path, batch_size=4, repeats=3)
+    assert (row["batch"], row["threads"], row["repeats"]) == (4, torch.get_num_threads(), 3)
+    assert row["latency_ms"] > 0
+    with pytest.raises(ValueError, match="repeats must be"):
+        export.latency(path, repeats=2)
+
+
+def test_onnx_profile_has_every_operator_once(network, path, tmp_path):
+    table = export.onnx_profile(path, repeats=3)
+    assert list(table.columns) == ["operator", "calls", "microseconds", "share"]
+    assert table["operator"].is_unique
+    assert table["share"].sum() == pytest.approx(1)
+    assert table["microseconds"].is_monotonic_decreasing
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert table[table["operator"].str.contains("Conv")]["calls"].sum() == convolutions
+    nodes = export.onnx_profile(path, repeats=3, by="node")
+    assert list(nodes.columns) == ["node", "operator", "input", "microseconds", "share"]
+    assert nodes["share"].sum() == pytest.approx(1)
+    assert nodes["microseconds"].is_monotonic_decreasing
+    assert nodes["operator"].value_counts().to_dict() == table.set_index("operator")["calls"].to_dict()
+    assert (nodes["input"] == "1 x 3 x 32 x 32").any()
+    assert not nodes["node"].str.contains("_kernel_time|_nchwc|_token_").any()
+    with pytest.raises(ValueError, match=r"path must end in \.onnx"):
+        export.onnx_profile(tmp_path / "model.tflite")
+    with pytest.raises(ValueError, match="by must be 'operator' or 'node'"):
+        export.onnx_profile(path, by="layer")
+
+
+def test_the_memory_of_a_process_is_measured_without_torch():
+    """Else the baseline would be PyTorch's: the module that is run may not import it, nor may what it imports."""
+    code = f"import sys, {runtimes.__name__}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0

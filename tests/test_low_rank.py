@@ -9,6 +9,7 @@ from torch import nn
 
 from helpers import low_rank, models
 from helpers.data import batches, load_data
+from helpers.evaluation import recalibrate
 from helpers.low_rank import (
     analyze,
     break_even_rank,
@@ -183,7 +184,7 @@ def test_energy_out_of_range(bad):
 def test_other_bad_arguments_are_named():
     model = models.build("tiny_convnet", width=0.3)
     for ranks, message in (
-        ({"classifier": 0}, r"ranks\['classifier'\] must be"),
+        ({"classifier": 0}, "ranks must be greater than or equal to 1"),
         ({"classifier": 11}, r"ranks\['classifier'\] must be"),
         ({"nowhere": 1}, "ranks must be one of"),
     ):
@@ -191,11 +192,11 @@ def test_other_bad_arguments_are_named():
             factorize(model, ranks=ranks)
     with pytest.raises(ValueError, match="skip must be one of"):
         factorize(model, skip=["nowhere"])
-    with pytest.raises(ValueError, match="scheme must be one of"):
+    with pytest.raises(ValueError, match="scheme must be 'channel', 'spatial' or 'auto'"):
         factorize(model, scheme="tucker")
-    with pytest.raises(ValueError, match="singular_values must be"):
+    with pytest.raises(ValueError, match="singular_values must hold"):
         energy(torch.tensor([1.0, math.nan]))
-    with pytest.raises(TypeError, match="module must be Conv2d or Linear"):
+    with pytest.raises(TypeError, match="module must be an instance of Conv2d or be an instance of Linear"):
         singular_values(nn.ReLU())
 
 
@@ -419,12 +420,14 @@ def test_pictures_keep_more_of_the_responses_at_the_same_ranks():
 def test_sweep_is_what_factorize_and_evaluate_say():
     data = load_data("digits")
     model = models.build("tiny_convnet", width=0.5)
-    table = low_rank.sweep(model, data.validation, (0.3, 0.7), scheme="auto")
+    some = data.train.take(slice(0, 200))
+    table = low_rank.sweep(model, data.validation, (0.3, 0.7), calibration=some, scheme="auto")
     for row in table.itertuples():
         small = _quietly(factorize, model, row.energy, scheme="auto")
         assert row.parameters == count_parameters(small)
         assert row.macs == count_macs(small)
         assert row.correct == evaluate(small, data.validation).correct
+        assert row.recalibrated_correct == evaluate(recalibrate(small, some), data.validation).correct
         for name, rank in row.ranks.items():
             assert (small.get_submodule(name)[0].weight.shape[0] if rank else 0) == rank
 
@@ -433,7 +436,9 @@ def test_sweep_by_budget_is_what_factorize_says():
     data = load_data("digits")
     model = models.build("tiny_convnet", width=0.5)
     some = data.train.take(slice(0, 50))
-    table = low_rank.sweep(model, data.validation, budgets=(0.5, 0.2), count="both", pictures=some)
+    table = low_rank.sweep(
+        model, data.validation, calibration=some, budgets=(0.5, 0.2), count="both", pictures=some
+    )
     for row in table.itertuples():
         small = factorize(model, budget=row.budget, count="both", pictures=some)
         assert (row.parameters, row.macs) == (count_parameters(small), count_macs(small))
@@ -475,7 +480,7 @@ def test_macs_also_without_padding_with_strides_and_dilation(scheme):
     split_ = table[table["worthwhile"]]
     assert len(split_)
     assert (split_["factorized_macs"] <= split_["macs"]).all()
-    small = low_rank._apply(model, table, low_rank._options(model, scheme, (), 1, None, shape))
+    small = low_rank._apply(model, table, low_rank._take_apart(model, (), scheme, None, shape)[1])
     assert (
         count_macs(small, shape) == table["factorized_macs"].where(table["worthwhile"], table["macs"]).sum()
     )
@@ -518,5 +523,5 @@ def test_arguments_that_contradict_each_other():
         factorize(model, ranks={"features.3": 1}, budget=0.5)
     with pytest.raises(ValueError, match="energy must be"):
         factorize(model, 7, ranks={"features.3": 1})
-    with pytest.raises(ValueError, match="input_shape must suit"):
+    with pytest.raises(ValueError, match="input_shape must be one that the model takes"):
         analyze(model, input_shape=(1, 5, 8, 8))

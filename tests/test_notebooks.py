@@ -13,7 +13,7 @@ import seaborn as sns
 
 from helpers import plotting, widgets
 from helpers.data import HOME
-from helpers.series import notebooks
+from helpers.maintain.series import notebooks
 
 PATHS = notebooks()
 LESSONS = [path for path in PATHS if path.parent.name == "notebooks"]
@@ -219,7 +219,10 @@ def test_nothing_tracked_is_a_picture_of_cifar10_or_large():
 
 
 def test_no_pickle_is_read():
-    for path in (HOME / "helpers").glob("*.py"):
+    """But for CIFAR-10's own files, whose MD5 is compared before they are opened: see data._read."""
+    for path in (HOME / "helpers").rglob("*.py"):
+        if path.name == "data.py":
+            continue
         assert not re.search(r"torch\.load|pickle|joblib", path.read_text().replace("no pickle", "")), Path(
             path
         ).name

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -89,34 +91,62 @@ def test_latency_says_how_it_was_measured():
     assert (result["batch"], result["threads"], result["repeats"]) == (2, 1, 9)
 
 
-def test_times_are_of_single_runs_in_ms_after_a_warm_up(monkeypatch):
+class Clock:
+    """A clock that moves only when something runs: by the milliseconds that it is said to take."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.ran = 0.0, []
+        monkeypatch.setattr(profiling, "timer", lambda: self.now)
+
+    def run(self, name, *milliseconds):
+        takes = itertools.cycle(milliseconds)
+
+        def once():
+            self.ran.append(name)
+            self.now += next(takes) / 1e3
+
+        return once
+
+
+def test_times_are_of_single_runs_in_ms_in_turns_after_a_warm_up(monkeypatch):
+    clock = Clock(monkeypatch)
+    runs = {
+        "a": clock.run("a", 2),
+        "b": clock.run("b", 1, 2, 3, 4, 100),
+    }  # five runs a round, warm-up and after
+    times = profiling.time_in_turns(runs, repeats=50)
+    keys = ["latency_ms", "latency_low_ms", "latency_high_ms"]
+    assert list(times["a"]) == keys
+    assert [times["a"][key] for key in keys] == pytest.approx([2, 2, 2])
+    assert [times["b"][key] for key in keys] == pytest.approx([3, 2, 4])  # one slow run in five is not in it
+    assert clock.ran == 55 * ["a", "b"]  # a tenth more to warm up
+    clock.ran.clear()
+    assert profiling.time_in_turns({"a": clock.run("a", 5)}, repeats=1)["a"]["latency_ms"] == pytest.approx(5)
+    assert clock.ran == 3 * ["a"]  # at least two
+
+
+def test_networks_are_timed_in_turns_with_the_threads_asked_for(monkeypatch):
     asked = []
 
-    class Clock:
-        """torch.utils.benchmark's Timer, for whom every run takes 2 ms."""
+    def time_in_turns(runs, repeats):
+        asked.append((list(runs), torch.get_num_threads(), repeats, torch.is_grad_enabled()))
+        return {
+            name: {"latency_ms": 2.0 if name == "b" else 6.0, "latency_low_ms": 1.0, "latency_high_ms": 9.0}
+            for name, run in runs.items()
+            if run().shape == (1, 10)
+        }
 
-        mean = 0.002
-
-        def __init__(self, statement, globals, num_threads):
-            assert eval(statement, globals).shape == (1, 10)
-            asked.append(num_threads)
-
-        def timeit(self, number):
-            asked.append(number)
-            return self
-
-    monkeypatch.setattr(profiling, "Timer", Clock)
-    model = models.build("tiny_convnet", width=0.1)
-    result = profiling.measure_latency(model, threads=3, repeats=40)
-    assert [result[key] for key in ("latency_ms", "latency_low_ms", "latency_high_ms")] == [2.0, 2.0, 2.0]
-    assert asked == [3, 4] + 40 * [1]  # a tenth more to warm up, and two at least
-    asked.clear()
-    profiling.measure_latency(model, threads=1, repeats=3)
-    assert asked == [1, 2, 1, 1, 1]
-    asked.clear()
-    layer = nn.Linear(4, 10)
-    assert profiling.profile(layer, (1, 4), latency=True, repeats=1)["latency_ms"].tolist() == [2.0]
-    assert asked[1:] == [2, 1]
+    monkeypatch.setattr(profiling, "time_in_turns", time_in_turns)
+    before, model = torch.get_num_threads(), models.build("tiny_convnet", width=0.1)
+    assert profiling.measure_latency(model, threads=3, repeats=40)["latency_ms"] == 6
+    table = profiling.compare({"a": model, "b": model}, threads=2, repeats=5)
+    assert asked == [(["model"], 3, 40, False), (["a", "b"], 2, 5, False)]
+    assert torch.get_num_threads() == before
+    assert table["speedup"].tolist() == [1, 3]
+    assert table[["latency_ms", "latency_low_ms", "latency_high_ms"]].values.tolist() == [
+        [6, 1, 9],
+        [2, 1, 9],
+    ]
 
 
 def test_costs_are_of_one_picture_where_nothing_else_is_said(capsys):
@@ -164,7 +194,7 @@ def test_networks_on_another_device_are_copied_to_the_baselines():
     assert (profiling._device(moved).type, profiling._device(model)) == ("meta", cpu)
     assert profiling.compare({"one": model}, repeats=3).attrs["device"] == "cpu"
     with pytest.raises(
-        ValueError, match="model must be on the CPU or on a CUDA GPU to have its memory counted, got meta"
+        ValueError, match="model must be on the CPU or a CUDA GPU to count its memory, got meta"
     ):
         profiling.peak_memory(moved)
 
@@ -183,6 +213,10 @@ def test_compare_counts_from_the_baseline(digits):
     assert (table["total"] == 200).all()
     assert (table["accuracy"] == 100 * table["correct"] / 200).all()
     assert table.attrs["batch"] == 1
+    assert list(table) == [
+        "size_mb", "storage", "parameters", "nonzeros", "macs", "accuracy", "correct", "total", "latency_ms",
+        "latency_low_ms", "latency_high_ms", "compression", "speedup",
+    ]  # fmt: skip
     assert profiling.compare(networks, baseline="small", repeats=3).loc["large", "compression"] < 1
 
 
@@ -192,7 +226,7 @@ def test_bad_arguments_are_named():
         profiling.profile(model, (1, 0, 32, 32))
     with pytest.raises(ValueError, match="networks"):
         profiling.compare({})
-    with pytest.raises(ValueError, match="baseline must be one of 'a'"):
+    with pytest.raises(ValueError, match=r"baseline must be one of the networks \['a'\], got 'b'"):
         profiling.compare({"a": model}, baseline="b")
     with pytest.raises(ValueError, match="repeats"):
         profiling.measure_latency(model, repeats=1)

@@ -1,6 +1,5 @@
 import copy
 import itertools
-import sys
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from torch.nn.utils import prune
 
 from helpers import models, profiling, pruning
 from helpers.data import load_data
+from helpers.evaluation import recalibrate
+from helpers.lesson import TEACHER
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
-from helpers.series import TEACHER
 from helpers.training import Callback, Run, evaluate, fit
 
 
@@ -125,7 +125,7 @@ def test_the_asked_sparsity_is_reached_to_a_single_weight(first, second, sparsit
 def test_masks_name_what_is_wrong():
     with pytest.raises(ValueError, match="saliency of layer a must not be NaN"):
         masks_for({"a": torch.tensor([1.0, float("nan")])}, 0.5)
-    with pytest.raises(ValueError, match="scope must be one of 'global', 'layer'"):
+    with pytest.raises(ValueError, match=r"scope must be.*'channel'"):
         masks_for({}, 0.5, "channel")
     with pytest.raises(ValueError, match="sparsity"):
         masks_for({}, 1.5)
@@ -303,7 +303,7 @@ def stepping(pruner, model, steps):
     """Let a pruner see every step of a run that moves no weight; return the steps at which it drew masks."""
     run, drawn = Run(model, torch.optim.SGD(model.parameters(), lr=0.0), steps), []
     draw = pruner._draw
-    pruner._draw = lambda run, saliency: (drawn.append(run.step), draw(run, saliency))
+    pruner._draw = lambda run: (drawn.append(run.step), draw(run))
     pruner.on_start(run)
     for run.step in range(1, steps + 1):
         pruner.on_step(run)
@@ -341,7 +341,7 @@ def test_by_gradient_what_was_pruned_before_stays_so_only_if_the_schedule_begins
         assert layer.weight.grad.tolist() == ([[1, 0, 1, 0]] if begins else [[1, 1, 1, 1]])
 
 
-# -- two of four, sensitivity, channels, sweep -----------------------------------------------------------------------
+# -- two of four, sweep ----------------------------------------------------------------------------------------------
 
 
 def test_two_of_four_keeps_the_two_largest_of_every_four_inputs():
@@ -357,161 +357,14 @@ def test_two_of_four_keeps_the_two_largest_of_every_four_inputs():
     assert (table.loc[list(masks), "sparsity"] == 0.5).all()
 
 
-@pytest.fixture(scope="module")
-def trained():
-    data = load_data("digits")
-    torch.manual_seed(0)
-    model = models.build("tiny_convnet", width=0.5)
-    fit(model, data, epochs=4, batch_size=64, progress=False)
-    return model, data
-
-
-def test_sensitivity_prunes_one_layer_at_a_time_and_changes_nothing(trained):
-    model, data = trained
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scan = pruning.sensitivity(model, data.validation, ratios=(0.5, 0.99))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert list(scan["layer"].unique()) == list(pruning.prunable(model))
-    assert all(list(rows["ratio"]) == [0.0, 0.5, 0.99] for _, rows in scan.groupby("layer"))
-    by_hand = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # torch's own pruning needs that
-    layer = by_hand.get_submodule("features.0")
-    torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=0.99)
-    row = scan[(scan["layer"] == "features.0") & (scan["ratio"] == 0.99)].iloc[0]
-    assert row["correct"] == evaluate(by_hand, data.validation).correct
-    whole = evaluate(model, data.validation).correct
-    assert (scan[scan["ratio"] == 0]["correct"] == whole).all()
-    ratios = pruning.ratios_by_sensitivity(scan, 0.0)
-    assert set(ratios) == set(pruning.prunable(model))
-    assert all(
-        scan[(scan["layer"] == n) & (scan["ratio"] == r)]["correct"].item() >= whole
-        for n, r in ratios.items()
-    )
-    assert set(pruning.ratios_by_sensitivity(scan, 1.0).values()) == {0.99}
-
-
-def test_sensitivity_of_channels_leaves_the_classifier_out(trained):
-    model, data = trained
-    scan = pruning.sensitivity(model, data.validation.take(slice(0, 50)), ratios=(0.5,), unit="channel")
-    assert "classifier" not in set(scan["layer"])
-    assert len(scan) == 2 * (len(pruning.prunable(model)) - 1)
-    for name in set(scan["layer"]):  # a residual sum ties layers together: each copy is smaller all the same
-        thinner = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), {name: 0.5}, round_to=1)
-        assert profiling.count_parameters(thinner) < profiling.count_parameters(model), name
-
-
-@pytest.mark.parametrize("name", ["vgg11", "resnet18", "resnet50", "tiny_convnet", "mobilenet_student"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
-    model = models.build(name, width=0.5).eval()
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, scope=scope)
-    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    assert profiling.count_parameters(smaller) < 0.4 * profiling.count_parameters(model)
-    images = torch.randn(2, 3, 32, 32)
-    assert smaller(images).shape == (2, 10)
-    for (layer, before_), after in zip(
-        pruning.prunable(model).items(), pruning.prunable(smaller).values(), strict=True
-    ):
-        if scope == "layer" and layer not in (
-            "classifier",
-            "fc",
-        ):  # half of the channels, to the nearest multiple of 8, 8 at least
-            count = before_.shape[0]
-            assert after.shape[0] == (max(8, 8 * round(count / 2 / 8)) if count > 8 else count), layer
-    back = models.load(models.save(smaller, tmp_path / "smaller.safetensors"))
-    assert torch.equal(back(images), smaller(images))
-
-
-def test_a_scan_of_channels_takes_exactly_the_share_it_names(trained, monkeypatch):
-    model, data = trained
-    seen = []
-    monkeypatch.setattr(
-        pruning,
-        "evaluate",
-        lambda network, split, precision: seen.append(network) or evaluate(network, split),
-    )
-    pruning.sensitivity(
-        model, data.validation.take(slice(0, 20)), ratios=(0.25, 0.6), unit="channel", only=["features.0"]
-    )
-    assert [network.get_submodule("features.0").out_channels for network in seen] == [
-        12,
-        9,
-        5,
-    ]  # round(12 * 0.4) is 5
-
-
-@pytest.mark.parametrize("ratio", [0.1, 0.5])
-def test_ranked_together_exactly_the_share_of_all_channels_goes(ratio):
-    torch.manual_seed(0)
-    model = models.build("vgg11", width=0.25)
-    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio, scope="global", round_to=1)
-    before, after = (
-        sum(layer.out_channels for layer in m.modules() if isinstance(layer, nn.Conv2d))
-        for m in (model, smaller)
-    )
-    assert before - after == round(ratio * before)
-
-
-def test_the_channels_with_the_smallest_weights_go():
-    model = models.build("vgg11", width=0.25).eval()
-    first = model.get_submodule("features.0")
-    weak = [1, 5, 6, 9]
-    with torch.no_grad():
-        first.weight[weak] *= 1e-3
-        for index in (1, 4):  # its normalisation and the next layer's share of these channels
-            other = model.get_submodule(f"features.{index}").weight
-            (other[weak] if index == 1 else other[:, weak]).mul_(1)
-            if index == 1:
-                other[weak] *= 1e-3
-            else:
-                other[:, weak] *= 1e-3
-    smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), {"features.0": 0.25}, round_to=1)
-    kept = [channel for channel in range(16) if channel not in weak]
-    assert torch.equal(smaller.get_submodule("features.0").weight, first.weight[kept])
-    assert torch.equal(
-        smaller.get_submodule("features.4").weight, model.get_submodule("features.4").weight[:, kept]
-    )
-    images = torch.randn(4, 3, 32, 32)  # what went had next to no influence
-    assert torch.allclose(smaller(images), model(images), atol=1e-3)
-
-
-def test_channels_by_gradient_and_by_batchnorm():
-    model = models.build("tiny_convnet", width=0.5)
-    with pytest.raises(ValueError, match="gradients"):
-        pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, importance="gradient")
-    model(torch.randn(8, 3, 32, 32)).square().sum().backward()
-    for importance in ("gradient", "batchnorm"):
-        smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, importance=importance)
-        assert smaller.training
-        assert profiling.count_parameters(smaller) < 0.3 * profiling.count_parameters(model)
-        assert all(parameter.grad is None for parameter in smaller.parameters())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"ratio": 1.0}, "ratio"),
-        ({"ratio": -0.1}, "ratio"),
-        ({"ratio": {"features.99": 0.5}}, "features.99"),
-        ({"ratio": 0.5, "importance": "size"}, "importance"),
-        ({"ratio": 0.5, "scope": "all"}, "scope"),
-        ({"ratio": 0.5, "round_to": 0}, "round_to"),
-    ],
-)
-def test_prune_channels_names_what_is_wrong(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pruning.prune_channels(
-            models.build("tiny_convnet", width=0.25), torch.zeros(1, 3, 32, 32), **arguments
-        )
-
-
-def test_sweep_is_what_prune_once_and_the_file_say(trained):
-    model, data = trained
-    table = pruning.sweep(model, data.validation, (0.0, 0.5, 0.9))
+def test_sweep_is_what_prune_once_and_the_file_say(few):
+    model, held_out, calibration = small(), few.validation.take(slice(0, 100)), few.train.take(slice(0, 100))
+    table = pruning.sweep(model, held_out, (0.0, 0.5, 0.9), calibration=calibration)
     for row in table.itertuples():
         sparser = copy.deepcopy(model)
         pruning.prune_once(sparser, row.sparsity)
-        assert row.correct == evaluate(sparser, data.validation).correct
+        assert row.correct == evaluate(sparser, held_out).correct
+        assert row.recalibrated_correct == evaluate(recalibrate(sparser, calibration), held_out).correct
         assert row.bytes == profiling.file_bytes(sparser, storage="bitmask")
         gone = torch.cat(
             [
@@ -521,64 +374,6 @@ def test_sweep_is_what_prune_once_and_the_file_say(trained):
         )
         total = sum(w.numel() for w in pruning.prunable(model).values())
         assert abs(len(gone) - round(row.sparsity * total)) <= (0 if row.sparsity else total)
-
-
-def test_sensitivity_of_named_layers_only(trained):
-    model, data = trained
-    scan = pruning.sensitivity(model, data.validation, (0.9,), only=["features.3"])
-    assert set(scan["layer"]) == {"features.3"}
-    for unit, name in (("weight", "features.1"), ("channel", "classifier")):
-        with pytest.raises(ValueError, match="only must be one of"):
-            pruning.sensitivity(model, data.validation, (0.9,), unit=unit, only=[name])
-
-
-def test_tied_layers_lose_the_smallest_share_given_and_a_named_one_takes_the_others_along():
-    model = models.build("tiny_convnet")  # features.3 and the block behind it are added up
-    tied = ["features.3", "features.6.body.3"]
-    for ratio, left in (({tied[0]: 0.5}, 24), ({tied[0]: 0.5, tied[1]: 0.25}, 36)):
-        smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio, round_to=4)
-        assert [smaller.get_submodule(name).out_channels for name in tied] == [left, left]
-    kept = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, skip=[tied[0]])
-    assert [kept.get_submodule(name).out_channels for name in tied] == [48, 48]
-
-
-def test_a_frozen_network_is_pruned_and_stays_frozen():
-    model = models.build("vgg11", width=0.25).requires_grad_(False).train()
-    model.features[4].eval()
-    with torch.no_grad():
-        smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5)
-    assert profiling.count_parameters(smaller) < 0.4 * profiling.count_parameters(model)
-    assert not any(parameter.requires_grad for parameter in smaller.parameters())
-    assert smaller.training
-    assert not smaller.features[4].training
-
-
-def test_a_channel_pruned_file_needs_no_torch_pruning(tmp_path, monkeypatch):
-    smaller = pruning.prune_channels(models.build("vgg11", width=0.25), torch.zeros(1, 3, 32, 32), 0.5)
-    path = models.save(smaller, tmp_path / "smaller.safetensors")
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    assert models.load(path)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    with pytest.raises(ImportError, match="pip install torch-pruning"):
-        pruning.prune_channels(smaller, torch.zeros(1, 3, 32, 32), 0.5)
-
-
-def test_importance_decides_which_channels_go():
-    model = models.build("vgg11", width=0.25)
-    convolution, normalisation = model.features[0], model.features[1]
-    with torch.no_grad():
-        convolution.weight[:8] *= 1e-3  # small weights, small shifts, but large scales
-        model.features[4].weight[:, :8] *= 1e-3
-        normalisation.weight[:8], normalisation.weight[8:] = 3.0, 1.0
-        normalisation.weight[:8] += torch.rand(8)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    convolution.weight.grad[8:] = 0  # only the first eight matter to the loss
-    model.features[4].weight.grad[:, 8:] = 0
-    normalisation.weight.grad[8:] = 0
-    normalisation.bias.grad[8:] = 0
-    for importance, left in (("batchnorm", slice(0, 8)), ("gradient", slice(0, 8))):
-        smaller = pruning.prune_channels(model, torch.zeros(1, 3, 32, 32), {"features.0": 0.5}, importance)
-        assert torch.equal(smaller.features[0].weight, convolution.weight[left]), importance
 
 
 def test_one_shot_in_a_run_keeps_the_masks_of_prune_once(few):
@@ -632,37 +427,52 @@ def test_a_layer_that_a_batch_does_not_use_is_pruned_all_the_same(few):
         assert table["zeros"].sum() == round(0.9 * table["parameters"].sum())
 
 
-def test_a_weight_that_two_layers_share_is_pruned_once():
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+def test_a_weight_that_two_layers_share_is_pruned_once_or_skipped_by_either_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     model[1].weight = model[0].weight
-    assert list(prunable(model)) == ["0"]
+    assert list(prunable(model)) == ["0", "2"]
+    assert list(prunable(model, ["0"])) == list(prunable(model, ["1"])) == ["2"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"ratio": {}}, "ratio must name"),
-        ({"ratio": {"classifier": 0.5}}, "ratio must be one of"),
-        ({"ratio": {"features.0": 0.5}, "scope": "global"}, "scope must be"),
-        ({"ratio": 0.5, "skip": ["nowhere"]}, "skip must be"),
-        ({"ratio": 0.5, "example": torch.zeros(1, 5, 32, 32)}, "example must be"),
-    ],
-)
-def test_prune_channels_names_what_does_not_fit(arguments, message):
-    arguments = {"example": torch.zeros(1, 3, 32, 32), **arguments}
-    with pytest.raises(ValueError, match=message):
-        pruning.prune_channels(models.build("tiny_convnet", width=0.25), **arguments)
+def test_weights_that_are_made_of_others_are_refused():
+    model = nn.Sequential(nn.Linear(8, 8))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(ValueError, match="model must have plain weights"):
+        prune_once(model, 0.9)
+    prune.remove(model[0], "weight")
+    assert prune_once(model, 0.75)["0"].sum() == 16
 
 
-def test_prune_channels_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="batchnorm"):
-        pruning.prune_channels(
-            nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)),
-            torch.zeros(1, 3, 3, 3),
-            0.5,
-            "batchnorm",
-        )
-    with pytest.raises(ValueError, match="skip must name"):
-        pruning.prune_channels(
-            nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), torch.zeros(1, 3, 8, 8), 0.5
-        )
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Muon])
+def test_what_is_given_up_stays_zero_whatever_the_optimizer(kind):
+    """AdamW's momentum and Muon's orthogonalised update move weights that have no gradient."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False)
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(layer.parameters(), lr=0.1, weight_decay=0.1, **options)
+    run, pruner = Run(layer, optimizer, 12), GradualPruner(PolynomialSchedule(0.75), every=4)
+    pruner.on_start(run)
+    moved = False
+    for run.step in range(1, 13):
+        optimizer.zero_grad()
+        layer(torch.randn(8, 16)).square().sum().backward()
+        pruner.on_gradients(run)
+        optimizer.step()
+        gone = ~pruner.masks.get("", torch.ones(16, 16, dtype=torch.bool))
+        moved |= bool(layer.weight[gone].any())
+        pruner.on_step(run)
+        assert not layer.weight[gone].any()
+    assert moved == (kind is not torch.optim.SGD)  # the others had something to be held back
+    assert (layer.weight == 0).sum() == 192
+
+
+def test_a_weight_given_up_stays_so_under_a_schedule_that_falls():
+    layer = nn.Linear(8, 1, bias=False)
+    pruner = GradualPruner(lambda progress: 0.75 - progress / 2, every=1)
+    run = Run(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2)
+    pruner.on_start(run)
+    gone = ~pruner.masks[""]
+    for run.step in (1, 2):
+        pruner.on_step(run)
+    assert gone.sum() == 6
+    assert torch.equal(~pruner.masks[""], gone)

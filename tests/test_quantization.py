@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers import models, quantization
 from helpers.data import load_data
-from helpers.evaluation import evaluate
+from helpers.evaluation import evaluate, recalibrate
 
 
 def test_the_grid_worked_by_hand():
@@ -65,10 +65,15 @@ def test_weights_are_rounded_as_pytorchs_fake_quantize_does(bits, per_channel):
 def test_sweep_says_what_rounding_and_evaluating_say():
     data = load_data("digits")
     model = models.build("tiny_convnet", width=0.25)
-    table = quantization.sweep(model, data.validation, (2, 8))
+    calibration = data.train.take(slice(0, 100))
+    table = quantization.sweep(model, data.validation, (2, 8), calibration=calibration)
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
     for row in table.itertuples():
-        assert row.correct == evaluate(quantization.round_weights(model, row.bits), data.validation).correct
+        rounded = quantization.round_weights(model, row.bits)
+        assert row.correct == evaluate(rounded, data.validation).correct
+        assert (
+            row.recalibrated_correct == evaluate(recalibrate(rounded, calibration), data.validation).correct
+        )
         assert row.bytes == math.ceil(weights * row.bits / 8)
 
 

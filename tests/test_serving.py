@@ -25,10 +25,11 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import export, handler, models, serving
+from helpers import export
 from helpers.data import HOME, load_data
+from helpers.deploy import handler, torchserve
 from helpers.evaluation import predict
-from helpers.training import fit
+from tests.small import trained
 
 pytest.importorskip(
     "model_archiver", reason="torch-model-archiver is not installed: pip install -r requirements.txt"
@@ -50,22 +51,19 @@ def some():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = models.build("tiny_convnet", width=0.5)
-    fit(model, load_data("digits"), epochs=3, batch_size=64, progress=False)
-    return model
+    return trained()
 
 
 @pytest.fixture(scope="module")
 def archive(model, some, tmp_path_factory):
-    return serving.to_torchserve(
+    return torchserve.to_torchserve(
         model, tmp_path_factory.mktemp("archive") / "digits.mar", some, classes=NAMES
     )
 
 
 @pytest.fixture
 def worker(archive):
-    with serving.unpacked_handler(archive) as (worker, context):
+    with torchserve.unpacked_handler(archive) as (worker, context):
         yield lambda *files: (worker.handle([{"body": file} for file in files], context), context.statuses)
 
 
@@ -74,7 +72,7 @@ def server(archive):
     if shutil.which("java") is None:
         pytest.skip("TorchServe needs Java: apt install default-jre-headless")
     pytest.importorskip("ts", reason="TorchServe is not installed: pip install -r requirements.txt")
-    with serving.serving(archive) as server:
+    with torchserve.serving(archive) as server:
         yield server
 
 
@@ -92,7 +90,7 @@ def test_the_handler_stands_alone():
 
 
 def test_probabilities_are_pytorchs(worker, model, some):
-    answers, statuses = worker(*(serving.png(image) for image in some.images))
+    answers, statuses = worker(*(torchserve.png(image) for image in some.images))
     expected = predict(model, some).softmax(1)
     assert statuses == {}
     assert [answer["label"] for answer in answers] == expected.argmax(1).tolist()
@@ -102,18 +100,18 @@ def test_probabilities_are_pytorchs(worker, model, some):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
 def test_other_colours_and_sizes_are_read(worker, some, mode):
-    image = Image.open(io.BytesIO(serving.png(some.images[0])))
+    image = Image.open(io.BytesIO(torchserve.png(some.images[0])))
     large = image.resize((100, 60)).convert(mode)
     answers, statuses = worker(
         _file(large, "JPEG" if mode == "CMYK" else "PNG"), _file(image, "JPEG", quality=95)
     )
     assert statuses == {}
     assert all(0.1 <= answer["probability"] <= 1 for answer in answers)
-    assert answers[1]["label"] == worker(serving.png(some.images[0]))[0][0]["label"]
+    assert answers[1]["label"] == worker(torchserve.png(some.images[0]))[0][0]["label"]
 
 
 def test_what_is_no_picture_is_refused_and_the_others_are_answered(worker, some):
-    good = serving.png(some.images[0])
+    good = torchserve.png(some.images[0])
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8))
     bad = {
         "empty": (b"", 400), "text": (b"hello", 400), "cut off": (good[: len(good) // 2], 400), "GIF": (_file(noise, "GIF")[:5000], 400),
@@ -132,7 +130,7 @@ def test_what_is_no_picture_is_refused_and_the_others_are_answered(worker, some)
 
 def test_whatever_pillow_raises_costs_nobody_else_the_answer(worker, some, monkeypatch):
     """Damaged files, seeded: some still decode, none may raise. And for what none of them triggers, an error of no special kind."""
-    draw, good = np.random.default_rng(0), serving.png(some.images[0])
+    draw, good = np.random.default_rng(0), torchserve.png(some.images[0])
     image = Image.open(io.BytesIO(good))
     originals, damaged = (good, _file(image, "JPEG", quality=90), _file(image.convert("P"))), []
     for number in range(300):
@@ -172,13 +170,13 @@ def test_an_archive_classifies_as_pytorch_does(archive, model, some, tmp_path):
 
 
 def test_a_body_that_is_not_bytes_and_a_batch_that_is_too_long_are_refused(archive, some):
-    with serving.unpacked_handler(archive) as (worker, context):
+    with torchserve.unpacked_handler(archive) as (worker, context):
         answers = worker.handle(
-            [{"body": {"picture": 1}}, {}, {"data": serving.png(some.images[0])}], context
+            [{"body": {"picture": 1}}, {}, {"data": torchserve.png(some.images[0])}], context
         )
         assert ([code for code, _ in context.statuses.values()], "class" in answers[2]) == ([400, 400], True)
         context.statuses.clear()
-        answers = worker.handle([{"body": serving.png(some.images[0])}] * (handler.MAX_BATCH + 2), context)
+        answers = worker.handle([{"body": torchserve.png(some.images[0])}] * (handler.MAX_BATCH + 2), context)
         assert [place for place, (code, _) in context.statuses.items() if code == 503] == [
             handler.MAX_BATCH,
             handler.MAX_BATCH + 1,
@@ -189,16 +187,16 @@ def test_a_body_that_is_not_bytes_and_a_batch_that_is_too_long_are_refused(archi
 
 def test_classes_must_be_as_many_as_logits(model, some, tmp_path):
     with pytest.raises(ValueError, match="classes must name each of the 10 logits, got 2"):
-        serving.to_torchserve(model, tmp_path / "digits.mar", some, classes=("one", "two"))
-    with pytest.raises(TypeError, match="classes must be a collection of names"):
-        serving.to_torchserve(model, tmp_path / "digits.mar", some, classes="0123456789")
+        torchserve.to_torchserve(model, tmp_path / "digits.mar", some, classes=("one", "two"))
+    with pytest.raises(TypeError, match="classes must be a collection"):
+        torchserve.to_torchserve(model, tmp_path / "digits.mar", some, classes="0123456789")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["my model.mar", "modèle.mar", "-x.mar", "a&b.mar"])
 def test_a_name_that_cannot_stand_in_a_url_is_refused_as_such(model, some, tmp_path, name):
     with pytest.raises(ValueError, match=f"path must name the file by letters, digits.*{re.escape(name)}"):
-        serving.to_torchserve(model, tmp_path / name, some, classes=NAMES)
+        torchserve.to_torchserve(model, tmp_path / name, some, classes=NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,14 +206,14 @@ def test_a_name_that_cannot_stand_in_a_url_is_refused_as_such(model, some, tmp_p
 def test_single_pictures(server, model, some):
     expected = predict(model, some).softmax(1)
     for image, probabilities in zip(some.images[:4], expected[:4], strict=True):
-        status, answer = server.post(serving.png(image))
+        status, answer = server.post(torchserve.png(image))
         label = int(probabilities.argmax())
         assert (status, answer["class"], answer["label"]) == (200, NAMES[label], label)
         assert answer["probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
 def test_a_jpeg_is_answered_as_the_handler_answers_it_here(server, worker, some):
-    jpeg = _file(Image.open(io.BytesIO(serving.png(some.images[0]))).resize((64, 48)), "JPEG", quality=90)
+    jpeg = _file(Image.open(io.BytesIO(torchserve.png(some.images[0]))).resize((64, 48)), "JPEG", quality=90)
     status, answer = server.post(jpeg)
     here = worker(jpeg)[0][0]
     assert (status, answer["class"], answer["label"]) == (200, here["class"], here["label"])
@@ -223,7 +221,7 @@ def test_a_jpeg_is_answered_as_the_handler_answers_it_here(server, worker, some)
 
 
 def test_sixteen_at_a_time_and_a_broken_one_among_them(server, model, some):
-    files = [serving.png(image) for image in some.images[:16]]
+    files = [torchserve.png(image) for image in some.images[:16]]
     files[5] = files[5][:60]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(server.post, files))
@@ -240,35 +238,17 @@ def test_an_oversized_file_is_refused_and_the_server_lives_on(server, some):
     assert (status, "allowed are 2,000,000" in answer["error"]) == (413, True)
     status, answer = server.post(_file(Image.new("1", (20_000, 20_000))))
     assert (status, "pixels" in answer["error"]) == (413, True)
-    assert server.post(serving.png(some.images[0]))[0] == 200
+    assert server.post(torchserve.png(some.images[0]))[0] == 200
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
 def test_without_the_token_nobody_is_served(server, some, token):
-    status, answer = server.post(serving.png(some.images[0]), token=token)
+    status, answer = server.post(torchserve.png(some.images[0]), token=token)
     assert 400 <= status < 500
     assert "class" not in answer
 
 
-def test_the_server_stops_with_its_block(archive):
-    if shutil.which("java") is None:
-        pytest.skip("TorchServe needs Java: apt install default-jre-headless")
-    urls, before, family = [], _below(), set()
-
-    def interrupted():
-        with serving.serving(archive) as server:
-            urls.append(server.url.rsplit("/", 2)[0])
-            family.update(_below() - before)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert _is_gone(urls[0])
-    assert {"java"} <= {name for _, name in family}  # so there was something to stop
-    assert not family & _below()
-
-
-def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_stopped(
+def test_a_second_server_stands_beside_the_first_and_stops_with_its_block(
     server, archive, some, tmp_path, monkeypatch
 ):
     shared, config = tmp_path / "shared", tmp_path / "other.properties"
@@ -276,12 +256,12 @@ def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_s
     config.write_text("inference_address=http://127.0.0.1:1\n")
     monkeypatch.setenv("TEMP", str(shared))  # where Java would unpack the archives of both
     monkeypatch.setenv("TS_CONFIG_FILE", str(config))  # it would take the place of our settings
-    picture, before = serving.png(some.images[0]), _below()
-    with serving.serving(archive) as second:
+    picture, before, family = torchserve.png(some.images[0]), _below(), set()
+    with pytest.raises(KeyboardInterrupt), torchserve.serving(archive) as second:  # noqa: PT012
         assert second.url != server.url
         assert second.post(picture) == server.post(picture)
         assert second.post(picture, token=server.token)[0] >= 400
-        family = _below() - before
+        family |= _below() - before
         bound = [
             each
             for number, _ in family
@@ -291,14 +271,12 @@ def test_a_second_server_stands_beside_the_first_and_ends_even_if_it_cannot_be_s
         assert len(bound) >= 5  # inference, management, metrics, and twice gRPC
         assert {each.laddr.ip.removeprefix("::ffff:") for each in bound} <= {"127.0.0.1", "::1"}
         assert list(shared.iterdir()) == []
-        monkeypatch.setattr(serving.subprocess, "run", _no_more_processes)
+        raise KeyboardInterrupt
+    assert {"java"} <= {name for _, name in family}  # so there was something to stop
     assert _is_gone(second.url.rsplit("/", 2)[0])
     assert not family & _below()
+    assert not any(psutil.pid_exists(number) for number, _ in family)
     assert server.post(picture)[0] == 200
-
-
-def _no_more_processes(*_, **__):
-    raise BlockingIOError("fork: resource temporarily unavailable")
 
 
 def _below():
@@ -325,12 +303,18 @@ def _is_gone(url):
 
 
 def test_no_archive_no_java_no_server(archive, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"path must end in \.mar"), serving.serving(tmp_path / "model.pt"):
+    with (
+        pytest.raises(ValueError, match=r"path must end in \.mar"),
+        torchserve.serving(tmp_path / "model.pt"),
+    ):
         pass
-    with pytest.raises(FileNotFoundError, match="does not exist"), serving.serving(tmp_path / "absent.mar"):
+    with (
+        pytest.raises(FileNotFoundError, match="does not exist"),
+        torchserve.serving(tmp_path / "absent.mar"),
+    ):
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="needs Java"), serving.serving(archive):
+    with pytest.raises(RuntimeError, match="needs Java"), torchserve.serving(archive):
         pass
 
 
@@ -390,7 +374,7 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
                 if each.laddr.port == port
             ]
             assert {each.laddr.ip for each in listening} == {"127.0.0.1"}
-            bodies = [in_base64(serving.png(image)) for image in some.images[:16]]
+            bodies = [in_base64(torchserve.png(image)) for image in some.images[:16]]
             bodies[5], bodies[6] = in_base64(b"this is a text"), {"image": 1}
             with ThreadPoolExecutor(16) as pool:
                 answers = list(pool.map(post, bodies))

@@ -406,14 +406,12 @@ def test_a_value_that_cannot_be_shown_and_one_that_is_long():
         (Any, 1, True),
         (slice | Tensor, slice(1), True),
         (bool, np.True_, True),
-        (Names, torch.tensor(1.0), False),
-        (types.several(Number), np.array(1.0), False),
         (Literal[1, 2], True, False),
         (tuple[Number, Number], (1, 2, 3), False),
         (tuple[Number, Number], (1,), False),
         (types.tensor(2), torch.empty(2, 2, device="meta"), False),
     ],
-    ids=["any", "slice", "flag", "tensor", "array", "literal", "longer", "shorter", "meta"],
+    ids=["any", "slice", "flag", "literal", "longer", "shorter", "meta"],
 )
 @pytest.mark.xfail(strict=True, reason="not yet put right in helpers/types.py")
 def test_what_types_does_not_do_yet(hint, value, taken):

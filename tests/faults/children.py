@@ -19,11 +19,11 @@ import onnxscript  # noqa: F401
 import pytest
 import sklearn.datasets  # noqa: F401
 import torch
-from helpers.benchmark.__main__ import main
 from torch import nn
 
 from helpers import export, files, models
 from helpers.benchmark import results
+from helpers.benchmark.__main__ import main
 from helpers.data import load_data
 from helpers.training import Callback, fit
 

@@ -23,7 +23,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
-from helpers.deploy import phone, torchserve
 from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 from torch import nn, zeros
@@ -47,6 +46,7 @@ from helpers import (
     widgets,
 )
 from helpers.data import Data, Split, load_data
+from helpers.deploy import phone, torchserve
 from helpers.types import shown, validated
 
 HELPERS = Path(helpers.__file__).parent

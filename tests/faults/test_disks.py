@@ -8,7 +8,9 @@ import textwrap
 import pytest
 import torch
 
-from helpers import checks, models, results
+from helpers import files, models
+from helpers.benchmark import page as readme
+from helpers.benchmark import results
 from helpers.data import load_data
 from helpers.training import Callback, fit
 
@@ -77,8 +79,8 @@ def test_a_run_that_cannot_write_its_checkpoint_says_so_and_goes_on_from_the_las
     with pytest.raises(OSError, match=rf"run\.safetensors could not be written \(.*{reason}.*still there"):
         fit(small(), data, checkpoint=path, callbacks=[After(2, break_)], **options)
     assert [file.name for file in path.parent.iterdir()] == ["run.safetensors"]
-    metadata, tensors = models.read_safetensors(path)
-    assert metadata["sha256"] == models.digest(tensors, metadata["record"])
+    metadata, tensors = files.read_safetensors(path)
+    assert metadata["sha256"] == files.digest(tensors, metadata["record"])
     del tensors
     if fault == "locked":
         with pytest.raises(
@@ -96,18 +98,18 @@ def test_a_run_that_cannot_write_its_checkpoint_says_so_and_goes_on_from_the_las
     )
 
 
+ROW = dict.fromkeys(results.SCHEMA["speed"], 1)
+
+
 @pytest.mark.parametrize("fault", ["full", "nearly full", "locked"])
 @pytest.mark.parametrize("writer", ["save", "append", "write_readme"])
-def test_other_files_stay_as_they_were(writer, fault, disk, monkeypatch):
-    monkeypatch.setattr(results, "RESULTS", disk)
+def test_other_files_stay_as_they_were(writer, fault, disk):
     page = disk / "file.md"
-    page.write_text("\n".join(("above", *results.MARKS, "below" * 20_000)))
+    page.write_text("\n".join(("above", *readme.MARKS, "below" * 20_000)))
     write = {
         "save": lambda: models.save(small(), disk / "file.safetensors"),
-        "append": lambda: results.append(
-            "file", *({"number": number, "text": "x" * 1_000} for number in range(500))
-        ),
-        "write_readme": lambda: results.write_readme(page),
+        "append": lambda: results.append("speed", [ROW | {"what": "x" * 1_000} for _ in range(500)], disk),
+        "write_readme": lambda: readme.write_readme(page),
     }[writer]
     write()
     before = {path.name: path.read_bytes() for path in disk.iterdir()}
@@ -119,7 +121,7 @@ def test_other_files_stay_as_they_were(writer, fault, disk, monkeypatch):
         OSError,
         match="Read-only file system"
         if fault == "locked"
-        else r"file\..* could not be written \(.*No space left",
+        else r"(file|speed)\..* could not be written \(.*No space left",
     ):
         write()
     (disk / "filler").unlink(missing_ok=True) if fault != "locked" else None
@@ -139,18 +141,18 @@ def test_an_export_that_finds_the_disk_full_leaves_nothing(disk):
 AS_NOBODY = """
     import os, sys, torch
     from pathlib import Path
-    from helpers import models, results
+    from helpers import models
+    from helpers.benchmark import results
     from helpers.data import load_data
     from helpers.training import fit
     model, data = models.build("tiny_convnet", width=0.2), load_data("digits", train_limit=256)
     os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
     folder = Path(sys.argv[1])
-    results.RESULTS = folder
     for write in (
         lambda: models.save(model, folder / "file.safetensors"),
         lambda: models.save(model, folder / "deeper" / "file.safetensors"),
         lambda: fit(model, data, epochs=1, checkpoint=folder / "file.safetensors", progress=False),
-        lambda: results.append("file", {"a": 1}),
+        lambda: results.append("speed", [dict.fromkeys(results.SCHEMA["speed"], 1)], folder),
     ):
         try:
             write()
@@ -187,7 +189,7 @@ def test_a_parent_that_is_a_file_and_other_errors_in_the_block_are_told_apart(tm
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
         models.save(small(), tmp_path / "file" / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match="elsewhere"), checks.atomic_path(tmp_path / "target"):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), files.atomic_path(tmp_path / "target"):
         (tmp_path / "elsewhere").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -197,6 +199,6 @@ def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_p
     dead.wait()
     for pid in (dead.pid, os.getppid()):
         (tmp_path / f".run [1].csv.{pid}.part").write_text("half")
-    with checks.atomic_path(tmp_path / "run [1].csv") as part:
+    with files.atomic_path(tmp_path / "run [1].csv") as part:
         part.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"run [1].csv", f".run [1].csv.{os.getppid()}.part"}

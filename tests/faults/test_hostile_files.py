@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from helpers import models, pruning
 from helpers.data import CIFAR10_FOLDER, DataError, load_data
-from helpers.models import CheckpointError, digest, read_safetensors
+from helpers.files import CheckpointError, digest, read_safetensors
 from helpers.storage import unpack
 from helpers.training import fit
 

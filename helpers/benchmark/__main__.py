@@ -1,0 +1,149 @@
+"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` some.
+
+``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes.
+``--engine ray`` spreads the runs over a Ray cluster, ``accelerate launch -m helpers.benchmark ...`` one run
+over several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate.utils import parse_flag_from_env
+
+from helpers.benchmark import page, results, speed
+from helpers.benchmark.bench import Bench, Job, finished, plan, run_all
+from helpers.benchmark.recipes import NETWORKS
+from helpers.benchmark.run import remeasure, run, scan
+from helpers.data import HOME
+
+MORE = {
+    "scans": "weights and channels taken from one layer at a time",
+    "speed": "races with other libraries, on the CPU",
+}
+
+
+def attempt(job: Job, bench: Bench, again: bool = False) -> str:
+    """Run one job; return what went wrong, or an empty text."""
+    try:
+        (remeasure if again else run)(*job, bench)
+    except Exception as error:  # the others go on; the command fails at its end
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def on_ray(jobs: Sequence[Job], bench: Bench, address: str | None) -> list[str]:
+    """Run jobs that need nothing of each other on a Ray cluster, whose nodes must see this folder."""
+    import ray
+    from joblib import Parallel, delayed, parallel_config
+    from ray.util.joblib import register_ray
+
+    if not ray.is_initialized():
+        paths = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        passed = {"PYTHONPATH": paths} | (
+            {"ACCELERATE_USE_CPU": "true"} if parse_flag_from_env("ACCELERATE_USE_CPU") else {}
+        )
+        ray.init(address=address, runtime_env={"env_vars": passed}, include_dashboard=False)
+    register_ray()
+    share = {
+        "num_cpus": max(1, torch.get_num_threads() // 2),
+        "num_gpus": int(results.state().device.type == "cuda"),
+    }
+    with parallel_config(backend="ray", ray_remote_args=share):
+        return Parallel(n_jobs=len(jobs))(delayed(_named)(sys.argv, job, bench) for job in jobs)
+
+
+def _named(command: list[str], job: Job, bench: Bench) -> str:
+    sys.argv = command  # rows say which command made them
+    return attempt(job, bench)
+
+
+def listed(names: Sequence[str], bench: Bench) -> str:
+    """Return a line per recipe: parents, rows that are there, and what it takes."""
+    lines, rows = [], results.latest(bench.results)
+    for name in names:
+        recipe = NETWORKS[name]
+        there = [seed for seed in recipe.seeds if finished((name, seed), bench)]
+        took = rows[(rows["network"] == name)]["seconds"].dropna()
+        takes = f"{recipe.epochs} epochs of {recipe.pictures or 45_000:,}" if recipe.epochs else "no training"
+        takes += f", {took.iloc[-1] / 60:.0f} min" if len(took) and took.iloc[-1] else ""
+        state = "there" if len(there) == len(recipe.seeds) else f"{len(there)} of {len(recipe.seeds)} seeds"
+        lines.append(f"{name:<28} {state:<14} {takes:<30} from {', '.join(recipe.parents) or recipe.start}")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    line = argparse.ArgumentParser(
+        "python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    line.add_argument(
+        "names", nargs="*", metavar="name", help=f"recipes (see --list), {', '.join(MORE)}; default: all"
+    )
+    line.add_argument(
+        "--list", action="store_true", help="say what there is, what is there, and what it takes; run nothing"
+    )
+    line.add_argument(
+        "--measure", action="store_true", help="measure the networks that are there anew, without training"
+    )
+    line.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
+    line.add_argument("--epochs", type=int, help="default: the recipe's; asks for --out")
+    line.add_argument(
+        "--data", default="cifar10", choices=("cifar10", "digits"), help="digits is a trial; asks for --out"
+    )
+    line.add_argument(
+        "--out", type=Path, help="folder for rows and networks; default: this repository's data/ and build/"
+    )
+    line.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one"
+    )
+    line.add_argument("--engine", choices=("here", "ray"), default="here")
+    line.add_argument("--address", help="of a running Ray cluster; default: one is started here")
+    return line
+
+
+def main() -> None:
+    """Parse the command line and run what it names."""
+    line = parser()
+    chosen = line.parse_args()
+    names = chosen.names or [*NETWORKS, *MORE]
+    for name in names:
+        if name not in NETWORKS and name not in MORE:
+            line.error(f"name must be a recipe of --list, {' or '.join(MORE)}; got {name}")
+    if chosen.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        bench = Bench(chosen.out and chosen.out.resolve(), chosen.data, chosen.epochs)
+        recipes = [name for name in names if name in NETWORKS]
+        if chosen.list:
+            print(listed(recipes, bench))
+            return
+        graph = {} if chosen.measure else plan(recipes, bench, chosen.seeds)
+    except ValueError as error:
+        line.error(str(error))
+    here = functools.partial(attempt, bench=bench, again=chosen.measure)
+    if chosen.measure:
+        jobs = [(name, seed) for name in recipes for seed in chosen.seeds or NETWORKS[name].seeds]
+        failed = [f"{job}: {said}" for job in jobs if (said := here(job))]
+    elif chosen.engine == "ray":
+        failed = run_all(graph, lambda jobs: on_ray(jobs, bench, chosen.address))
+    else:
+        failed = run_all(graph, lambda jobs: [here(job) for job in jobs])
+    if "scans" in names:
+        for unit in ("weight", "channel"):
+            scan("teacher", unit, bench)
+    if "speed" in names:
+        speed.race_all(bench)
+    if bench.out is None and results.state().is_main_process:
+        page.write_readme()
+    sys.exit("\n".join([f"{len(failed)} runs failed:", *failed]) if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

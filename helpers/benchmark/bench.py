@@ -1,0 +1,162 @@
+"""Where runs read and write, and what depends on what: the jobs that are left, in an order that works.
+
+Parents are found by the fingerprint of their weights. What is published is never written over: with other
+settings than the recipe's, ``out`` is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Literal
+
+from helpers.benchmark import results
+from helpers.benchmark.recipes import DEPLOYED, NETWORKS, Recipe
+from helpers.data import HOME, Data, load_data
+from helpers.files import fingerprint
+from helpers.types import Count, checked
+
+Job = tuple[str, int]  # a recipe's name and a seed
+SHIPPED = HOME / "data" / "checkpoints"
+
+
+@checked
+@dataclass(frozen=True)
+class Bench:
+    """Where runs read and write, and what they do otherwise than the recipes say.
+
+    Attributes:
+        out: folder for rows, networks and unfinished runs. Default: data/, and build/ for the rest.
+        data: "cifar10", or "digits": a trial, on networks a quarter as wide, 256 pictures and one epoch, in
+            PyTorch and ONNX alone.
+        epochs: instead of the recipe's.
+    """
+
+    out: Path | None = None
+    data: Literal["cifar10", "digits"] = "cifar10"
+    epochs: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.out is None and (self.trial or self.epochs):
+            raise ValueError(
+                "out must name a folder where data or epochs are not the recipe's: rows stand on the recipe"
+            )
+
+    @property
+    def trial(self) -> bool:
+        """Whether this is a trial on digits."""
+        return self.data == "digits"
+
+    @property
+    def results(self) -> Path:
+        """Return the folder of the tables."""
+        return (self.out or HOME / "data") / "results"
+
+    @property
+    def work(self) -> Path:
+        """Return the folder of unfinished runs and of networks that are not shipped."""
+        return (self.out or HOME / "build") / "benchmark"
+
+    def target(self, name: str, seed: int) -> Path:
+        """Return where the network of a recipe and a seed is kept."""
+        recipe = NETWORKS[name]
+        if self.out is None and recipe.file and seed == recipe.seeds[0]:
+            return SHIPPED / f"{recipe.file}.safetensors"
+        return self.work / "networks" / f"{name}-{seed}.safetensors"
+
+    def file(self, name: str) -> Path | None:
+        """Return the network that others start or learn from, of the first seed; None if it is not there."""
+        recipe = NETWORKS[name]
+        places = [self.target(name, recipe.seeds[0])]
+        if (
+            recipe.file and not self.trial and not self.epochs
+        ):  # a run into ``out`` may stand on what is shipped
+            places.append(SHIPPED / f"{recipe.file}.safetensors")
+        return next((place for place in places if place.exists()), None)
+
+    def mark(self, name: str | None) -> str:
+        """Return ``name`` and, if it is a recipe's, its weights: "teacher@sha256:567ad552a1"."""
+        if name not in NETWORKS:
+            return name or "labels"
+        file, rows = self.file(name), results.latest(self.results)
+        own = rows[(rows["network"] == name) & (rows["seed"] == NETWORKS[name].seeds[0])]["weights"]
+        return f"{name}@{fingerprint(file) if file else own.iloc[-1] if len(own) else 'unknown'}"
+
+    def length(self, recipe: Recipe) -> int:
+        """Return the epochs to train."""
+        if not recipe.epochs:
+            return 0
+        return self.epochs or (1 if self.trial else recipe.epochs)
+
+    def formats(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return the file formats that are written and measured."""
+        return tuple(form for form in recipe.exports if not self.trial or form in DEPLOYED)
+
+    def pictures(self, recipe: Recipe, seed: int) -> Data:
+        """Return the pictures that a recipe is trained on and measured with."""
+        return load_data(self.data, train_limit=256 if self.trial else recipe.pictures, seed=seed)
+
+
+def finished(job: Job, bench: Bench) -> bool:
+    """Whether every row of a job is there, of this recipe and of the parents as they are."""
+    name, seed = job
+    recipe, rows = NETWORKS[name], results.latest(bench.results)
+    own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
+    own = own[own["epochs"] == bench.length(recipe)]
+    for column, parent in (
+        ("start", recipe.start),
+        ("teacher", recipe.teacher),
+        ("reference", recipe.reference),
+    ):
+        if parent != name:
+            own = own[own[column] == bench.mark(parent)]
+    return set(bench.formats(recipe)) <= set(own["format"])
+
+
+def plan(names: Iterable[str], bench: Bench, seeds: Sequence[int] | None = None) -> dict[Job, set[Job]]:
+    """Return the jobs that are left, each with those before it; parents are added where they are missing."""
+    graph: dict[Job, set[Job]] = {}
+
+    def add(job: Job) -> None:
+        if job in graph:
+            return
+        graph[job] = {(parent, NETWORKS[parent].seeds[0]) for parent in NETWORKS[job[0]].parents}
+        for parent, seed in sorted(graph[job]):
+            if bench.file(parent) is None:
+                add((parent, seed))
+
+    for name in names:
+        for seed in NETWORKS[name].seeds if seeds is None else seeds:
+            if not finished((name, seed), bench):
+                add((name, seed))
+    for job in graph:
+        graph[job] &= graph.keys()
+        target = bench.target(*job)
+        if target.exists() and target.parent == SHIPPED:
+            raise ValueError(
+                f"out must be given for {job[0]}: {target} is published and would be written over"
+            )
+    return graph
+
+
+def run_all(graph: dict[Job, set[Job]], work: Callable[[Sequence[Job]], list[str]]) -> list[str]:
+    """Run a plan, and return what failed; what needs a failed job is left out.
+
+    Args:
+        graph: what ``plan`` returned.
+        work: takes jobs that need nothing of each other; returns for each what went wrong, or an empty text.
+    """
+    sorter, failed, lost = TopologicalSorter(graph), [], set()
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        lost |= {job for job in ready if graph[job] & lost}
+        chosen = [job for job in ready if job not in lost]
+        for job, said in zip(chosen, work(chosen), strict=True):
+            if said:
+                failed.append(f"{job[0]}, seed {job[1]}: {said}")
+                lost.add(job)
+        sorter.done(*ready)
+    return failed

@@ -1,0 +1,153 @@
+"""What recipes are made of: changes of the model, callbacks for the step, preparations of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import channels, low_rank, pruning, quantization
+from helpers.data import Data, Split
+from helpers.evaluation import predict
+from helpers.training import Callback
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a change may look at besides the network.
+
+    Attributes:
+        data: the pictures.
+        channel_scan: finds, or measures, how sensitive each layer's channels are in the network at the start.
+    """
+
+    data: Data
+    channel_scan: Callable[[], pd.DataFrame]
+
+
+Change = Callable[[nn.Module, Lab], nn.Module]
+Prepare = Callable[
+    [Data, nn.Module, int], Data
+]  # given the network that the recipe starts from, and the seed
+
+
+# -- the model -------------------------------------------------------------------------------------------
+
+
+def by_sensitivity(tolerance: float) -> Change:
+    """Fewer channels: from each layer as many as it alone may lose at ``tolerance`` of the accuracy."""
+
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
+        ratios = channels.ratios_by_sensitivity(lab.channel_scan(), tolerance)
+        return channels.prune_channels(model, torch.zeros(1, 3, 32, 32), ratios)
+
+    return change
+
+
+def rank(times: float, times_macs: float | None = None, **options: object) -> Change:
+    """Low rank: ``times`` fewer parameters and ``times_macs`` fewer MACs, chosen by what some pictures do."""
+
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
+        settings = {"count": "both", "round_to": 8, "pictures": lab.data.train.take(slice(0, 300))} | options
+        return low_rank.factorize(model, budget=(1 / times, 1 / (times_macs or times)), **settings)
+
+    return change
+
+
+def ranks_of_weights(times: float) -> Change:
+    """Low rank with the ranks that the weights alone ask for, and factors that suit the pictures."""
+
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
+        plan = low_rank.analyze(model, budget=1 / times, count="both")
+        ranks = dict(plan[plan["worthwhile"]].set_index("layer")["rank"])
+        return low_rank.factorize(model, ranks=ranks, pictures=lab.data.train.take(slice(0, 300)))
+
+    return change
+
+
+def at_once(sparsity: float) -> Change:
+    """The smallest weights set to zero before the first step."""
+
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
+        pruning.prune_once(model, sparsity)
+        return model
+
+    return change
+
+
+def rounded(bits: int) -> Change:
+    """The weights on a grid of so many bits."""
+    return lambda model, lab: quantization.round_weights(model, bits)
+
+
+def then(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
+        for one in changes:
+            model = one(model, lab)
+        return model
+
+    return change
+
+
+# -- the step --------------------------------------------------------------------------------------------
+
+
+def gradual(sparsity: float, end: float = 0.7) -> Callable[[nn.Module], Sequence[Callback]]:
+    """Prune while training, from the zeros that are there to ``sparsity`` at ``end`` of the run."""
+
+    def callbacks(model: nn.Module) -> Sequence[Callback]:
+        weights = pruning.prunable(model).values()
+        there = sum(int((weight == 0).sum()) for weight in weights) / sum(
+            weight.numel() for weight in weights
+        )
+        schedule = pruning.PolynomialSchedule(sparsity, min(there, sparsity), end=end)
+        return [pruning.GradualPruner(schedule)]
+
+    return callbacks
+
+
+# -- the pictures ----------------------------------------------------------------------------------------
+
+
+def held_out(count: int) -> Prepare:
+    """Only the first validation pictures: enough for a choice, and soon measured."""
+    return lambda data, model, seed: replace(data, validation=data.validation.take(slice(0, count)))
+
+
+def at_pixels(pixels: int) -> Prepare:
+    """Smaller pictures, each new pixel the mean of those it covers (Tan and Le 2021, section 4)."""
+
+    def smaller(split: Split) -> Split:
+        resized = F.interpolate(split.images.float(), pixels, mode="area").round().to(torch.uint8)
+        return replace(split, images=resized)
+
+    def prepare(data: Data, model: nn.Module, seed: int) -> Data:
+        return replace(
+            data, **{name: smaller(getattr(data, name)) for name in ("train", "validation", "test")}
+        )
+
+    return prepare
+
+
+def least_sure(hard: float, others: float) -> Prepare:
+    """The share of training pictures of which the network is least sure, and a random share from the rest.
+
+    Chosen by its largest probability, never by the label: the loss would leave the wrongly labelled ones in
+    (on the order of learning: Toneva 2019).
+    """
+
+    def prepare(data: Data, model: nn.Module, seed: int) -> Data:
+        order = predict(model, data.train, precision="auto").softmax(1).amax(1).argsort(stable=True)
+        count, more = round(hard * len(order)), round(others * len(order))
+        draw = torch.randperm(len(order) - count, generator=torch.Generator().manual_seed(seed))[:more]
+        return replace(
+            data, train=data.train.take(torch.cat([order[:count], order[count:][draw]]).sort().values)
+        )
+
+    return prepare

@@ -1,0 +1,307 @@
+"""Every published network, declared: its start, the change of the model, the loss, the callbacks, how long.
+
+To add an experiment, add an entry to ``NETWORKS``. ``helpers.benchmark.run`` runs any of them, and every
+published number is a row it wrote. A recipe whose settings change gets a new name, so that rows and recipes
+always belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from helpers.benchmark import peers
+from helpers.benchmark.changes import (
+    Change,
+    Prepare,
+    at_once,
+    at_pixels,
+    by_sensitivity,
+    gradual,
+    held_out,
+    least_sure,
+    rank,
+    ranks_of_weights,
+    rounded,
+    then,
+)
+from helpers.training import Callback
+
+TORCH, DEPLOYED = ("torch",), ("torch", "onnx", "onnx int8")
+EVERYWHERE = (*DEPLOYED, "litert", "litert int8", "executorch", "coreml", "coreml int8", "torchserve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One network.
+
+    Attributes:
+        start: an architecture of ``models.build``, or another recipe's name.
+        change: the model: what is done to it before it is trained.
+        teacher: the loss: the recipe whose network teaches; None: labels alone.
+        temperature: of the soft targets.
+        alpha: weight of the soft targets.
+        callbacks: the step: what ``fit`` is given for this network.
+        finish: what is done after training.
+        epochs: passes over the training pictures; 0: not trained.
+        fit: further arguments of ``fit``.
+        pictures: training pictures, drawn stratified; None: all.
+        prepare: what is done to the pictures, given the network that the recipe starts from and the seed.
+        seeds: a run for each; the first one's network is what other recipes start from.
+        exports: the file formats that are written and measured.
+        split: what it is measured on: "validation" where a choice hangs on the result.
+        reference: the recipe whose network it is compared with.
+        file: its name in data/checkpoints, if it is shipped there.
+        label: what README's table calls it; empty: it is not there.
+        shown: the formats of its files in README's table.
+        claimed: what is usually claimed: times smaller, points of accuracy lost, times faster.
+    """
+
+    start: str
+    change: Change = field(default=lambda model, lab: model)
+    teacher: str | None = None
+    temperature: float = 4.0
+    alpha: float = 0.9
+    callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())
+    finish: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
+    epochs: int = 0
+    fit: Mapping[str, object] = field(default_factory=dict)
+    pictures: int | None = None
+    prepare: Prepare = field(default=lambda data, model, seed: data)
+    seeds: tuple[int, ...] = (0,)
+    exports: tuple[str, ...] = DEPLOYED
+    split: Literal["test", "validation"] = "test"
+    reference: str = "teacher2"
+    file: str | None = None
+    label: str = ""
+    shown: tuple[str, ...] = ("onnx", "onnx int8")
+    claimed: tuple[float, float, float] | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The other recipes whose networks this one is made from, taught by or compared with."""
+        named = (self.start, self.teacher, self.reference)
+        return tuple(dict.fromkeys(name for name in named if name in NETWORKS and NETWORKS[name] is not self))
+
+
+# -- how networks are trained -----------------------------------------------------------------------------
+
+FIRST = {"batch_size": 128, "lr": 0.1, "schedule": "one_cycle", "warmup": 0.2}
+AGAIN = FIRST | {"lr": 0.05, "warmup": 0.1}  # a warm restart (Loshchilov and Hutter 2017)
+STUDENT = {"batch_size": 128, "lr": 0.1}
+PATIENT = STUDENT | {"warmup": 0.05}
+
+
+def further(lr: float) -> dict[str, object]:
+    """Return how a network that has been trained is trained on."""
+    return {"batch_size": 128, "lr": lr, "warmup": 0.05}
+
+
+def after(lr: float, epochs: int, **settings: object) -> Recipe:
+    """Return the recipe of a network that is made from the teacher and trained on."""
+    return Recipe(**{"start": "teacher2", "epochs": epochs, "fit": further(lr), **settings})
+
+
+# -- the networks -----------------------------------------------------------------------------------------
+
+OWN, ONNX = {"exports": TORCH}, {"exports": DEPLOYED[1:]}  # in PyTorch alone; in ONNX Runtime alone
+TAUGHT = {"teacher": "teacher2"}  # by what they are made from
+PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
+
+TEACHERS = {
+    "teacher1": Recipe(start="vgg19", epochs=15, fit=FIRST, reference="teacher1", **OWN),
+    "teacher2": after(
+        0.05,
+        22,
+        start="teacher1",
+        fit=AGAIN,
+        seeds=(1,),
+        prepare=least_sure(24 / 45, 8 / 45),
+        label="the network they are made from",
+        exports=EVERYWHERE,
+    ),
+    "teacher": after(
+        0.05,
+        28,
+        fit={**AGAIN, "cutout": 8, "compile": True},
+        seeds=(2,),
+        reference="teacher",
+        file="vgg19",
+        **OWN,
+    ),
+    "resnet50_16": Recipe(
+        start="resnet50", epochs=8, fit=FIRST, prepare=at_pixels(16), reference="resnet50_16", **OWN
+    ),
+    "resnet50_32": Recipe(
+        start="resnet50_16", epochs=1, fit=AGAIN, pictures=32_000, reference="resnet50_32", **OWN
+    ),
+    "resnet50_24": Recipe(
+        start="resnet50_32", epochs=4, fit=AGAIN, prepare=at_pixels(24), reference="resnet50_24", **OWN
+    ),
+    "resnet50_teacher": Recipe(start="resnet50_24", epochs=3, fit=AGAIN, reference="resnet50_teacher", **OWN),
+}
+STUDENTS = {
+    "tiny45": Recipe(start="tiny_convnet", teacher="rank6", epochs=45, fit=PATIENT, **ONNX),
+    "tiny": Recipe(
+        start="tiny45",
+        teacher="rank6",
+        epochs=30,
+        fit=further(0.05),
+        **ONNX,
+        label="distilled TinyConvNet",
+        claimed=(20, 1.4, 8.1),
+    ),
+    "micro": Recipe(
+        start="micro_convnet",
+        teacher="rank6",
+        epochs=45,
+        fit=PATIENT,
+        **ONNX,
+        file="vgg19_micro_convnet",
+        label="distilled MicroConvNet",
+    ),
+    "micro_alone": Recipe(start="micro_convnet", epochs=45, fit=PATIENT, **ONNX),
+}
+PAIRS = {"epochs": 12, "seeds": (0, 1, 2), **OWN}
+SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0, 1, 2), **OWN}
+ARMS = {
+    "micro12_alone": Recipe(start="micro_convnet", fit=STUDENT, **PAIRS),
+    "micro12_smoothed": Recipe(start="micro_convnet", fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
+    "micro12_taught": Recipe(start="micro_convnet", fit=STUDENT, teacher="rank6", **PAIRS),
+    "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
+    "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher1", **SHORT),
+}
+GRID = {
+    f"grid_t{temperature}_a{alpha}": Recipe(
+        start="tiny_convnet",
+        teacher="teacher1",
+        temperature=temperature,
+        alpha=alpha,
+        **{**SHORT, "epochs": 3, "pictures": 2_000, "seeds": (0,)},
+        split="validation",
+    )
+    for temperature in (1, 4, 16)
+    for alpha in (0.1, 0.5, 0.9)
+}
+COMPRESSED = {
+    "dense": after(0.01, 3, **TAUGHT, **OWN),
+    "pruned95_short": after(0.01, 1, callbacks=gradual(0.95), **OWN),
+    "pruned90": after(
+        0.01,
+        3,
+        **TAUGHT,
+        callbacks=gradual(0.9, end=0.5),
+        **OWN,
+        label="pruned, 90% zeros",
+        shown=TORCH,
+        claimed=PRUNED,
+    ),
+    "pruned95": after(
+        0.01,
+        3,
+        **TAUGHT,
+        callbacks=gradual(0.95, end=0.5),
+        file="vgg19_pruned95",
+        label="pruned, 95% zeros",
+        shown=("torch", "onnx int8"),
+        claimed=PRUNED,
+    ),
+    "pruned98": after(
+        0.01,
+        3,
+        **TAUGHT,
+        callbacks=gradual(0.98, end=0.5),
+        **OWN,
+        label="pruned, 98% zeros",
+        shown=TORCH,
+        claimed=PRUNED,
+    ),
+    "pruned95_at_once": after(0.01, 3, **TAUGHT, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
+    "channels20": after(
+        0.05, 10, change=by_sensitivity(0.2), file="vgg19_channels20", label="fewer channels"
+    ),
+    "rank5": after(0.02, 3, change=rank(5), **OWN),
+    "rank5.5": after(0.005, 4, **TAUGHT, change=rank(5.5, 3.1), **OWN),
+    "rank6_short": after(0.005, 2, **TAUGHT, change=rank(6, 3.3), **OWN),
+    "rank6": after(
+        0.005, 4, **TAUGHT, change=rank(6, 3.3), file="vgg19_rank6", label="low rank", claimed=LOW_RANK
+    ),
+    "lossless": after(
+        0.005,
+        4,
+        start="rank6",
+        **TAUGHT,
+        callbacks=gradual(0.6),
+        **ONNX,
+        file="vgg19_lossless",
+        label="combined, nearly lossless",
+        claimed=COMBINED,
+    ),
+    "combined75": after(0.02, 6, start="channels20", **TAUGHT, callbacks=gradual(0.75), **ONNX),
+    "combined": after(
+        0.005,
+        2,
+        start="combined75",
+        **TAUGHT,
+        callbacks=gradual(0.8),
+        exports=EVERYWHERE[1:],
+        file="vgg19_combined",
+        label="combined, smallest",
+        claimed=COMBINED,
+    ),
+}
+
+WAYS = {  # how ranks and factors are chosen, for the curve of lesson 03
+    "weights": lambda times: rank(times, round_to=1, pictures=None),
+    "schemes": lambda times: rank(times, round_to=1, pictures=None, scheme="auto"),
+    "pictures": lambda times: rank(times, round_to=1),
+    "ranks_of_weights": ranks_of_weights,
+}
+CURVE = {
+    f"curve_{way}_{times:g}": Recipe(
+        start="teacher",
+        change=change(times),
+        prepare=held_out(1_000),
+        split="validation",
+        reference="teacher",
+        **OWN,
+    )
+    for way, change in WAYS.items()
+    for times in (2, 4, 5, 7, 10)
+}
+
+BRIEF = {**TAUGHT, "pictures": 12_800}
+ORDERS = {  # the same three steps in another order; the last rounding is the export's
+    "order_factorize": after(0.005, 1, change=rank(4), **BRIEF, **OWN),
+    "order_factorize_prune": after(
+        0.005, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
+    ),
+    "order_prune": after(0.005, 1, callbacks=gradual(0.6), **BRIEF, **OWN),
+    "order_prune_factorize": after(0.005, 1, start="order_prune", change=rank(4), **BRIEF, **ONNX),
+    "order_round_factorize": after(0.005, 1, change=then(rounded(8), rank(4)), **BRIEF, **OWN),
+    "order_round_factorize_prune": after(
+        0.005, 1, start="order_round_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
+    ),
+}
+BRIEFER = {**TAUGHT, "pictures": 6_400, **ONNX}
+PEERS = {  # our methods and those of well-known libraries, from the same network, trained on alike
+    "zeros_torch": after(0.005, 1, change=peers.torch_prune(0.9), finish=peers.settled, **BRIEFER),
+    "zeros_ours": after(0.005, 1, callbacks=gradual(0.9), **BRIEFER),
+    "channels_torch_pruning": after(0.005, 1, change=peers.as_few_macs(by_sensitivity(0.05)), **BRIEFER),
+    "channels_ours": after(0.005, 1, change=by_sensitivity(0.05), **BRIEFER),
+    "rank_tensorly": after(0.005, 1, change=peers.tucker(4), **BRIEFER),
+    "rank_ours": after(0.005, 1, change=rank(4, count="parameters"), **BRIEFER),
+}
+NETWORKS: dict[str, Recipe] = {
+    **TEACHERS,
+    **STUDENTS,
+    **ARMS,
+    **GRID,
+    **COMPRESSED,
+    **CURVE,
+    **ORDERS,
+    **PEERS,
+}

@@ -1,0 +1,297 @@
+"""What was measured: tables of one schema each, each network's answers, and the query that compares.
+
+data/results/networks.csv has a row per network, seed and file format; scans.csv one per layer and ratio;
+speed.csv one per race with another library. Each row says which command made it, where and when.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import functools
+import io
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from filelock import FileLock
+from pydantic import Field
+from torch import Tensor
+
+from helpers.data import HOME, load_data
+from helpers.evaluation import Accuracy, paired
+from helpers.files import atomic_path
+from helpers.types import AnyPath, Names, Whole, checked
+
+PUBLISHED = HOME / "data" / "results"
+PROVENANCE = ("command", "commit", "device", "threads", "seed", "date", "versions")
+SCHEMA = {
+    "networks": (
+        "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds",
+        "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes",
+        "correct", "total", "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms",
+        "reference_ms", "memory_mb", *PROVENANCE,
+    ),
+    "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),
+    "speed": ("what", "unit", "ours", "theirs", "ratio", "library", *PROVENANCE),
+}  # fmt: skip
+AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value")  # what ``beside`` adds
+TableName = Annotated[str, Field(pattern=f"^({'|'.join(SCHEMA)})$")]
+
+
+def state() -> PartialState:
+    """Return which process this is, of how many, and on which device ``fit`` trains."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+# -- where a row comes from -------------------------------------------------------------------------------
+
+
+def provenance(seed: int = 0) -> dict[str, object]:
+    """Return the columns that every row ends with; ``device`` names the GPU and the CPU that was timed."""
+    device, processor = state().device, describe_device("cpu")
+    command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
+    return {
+        "command": shlex.join(command),
+        "commit": commit(),
+        "device": processor if device.type == "cpu" else f"{describe_device(device)}, beside {processor}",
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+    }
+
+
+def describe_device(device: str | torch.device = "cpu") -> str:
+    """Name the processor that ``device`` stands for ("cpu", "cuda:0"), and its units for 8-bit numbers."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_name(device)
+    if kind != "cpu":
+        return f"{platform.processor() or platform.machine()} GPU"
+    info, said = Path("/proc/cpuinfo"), {}
+    for line in info.read_text("utf-8").splitlines() if info.exists() else ():
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in said:  # a cloud's processors of one name may be years apart
+        name += f" (family {said['cpu family']}, model {said.get('model')})"
+    units = [unit.upper() for unit in ("vnni", "amx") if unit in said.get("flags", "")]
+    return ", ".join([name, f"{os.cpu_count()} cores", *units])
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")}
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit checked out when it was first asked for, with a + if helpers had changed since."""
+    git = ["git", "-C", str(HOME)]
+    options = {"capture_output": True, "text": True, "check": True}
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "helpers"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+" if changed else "")
+
+
+# -- tables -----------------------------------------------------------------------------------------------
+
+
+@checked
+def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Path:
+    """Add rows to a table, all or none; two writers wait for each other. Return the file's path.
+
+    Raises:
+        OSError: the folder cannot be written; the file stays as it was.
+    """
+    for row in rows:
+        if set(row) != set(SCHEMA[name]):
+            raise ValueError(
+                f"rows must have the columns {', '.join(SCHEMA[name])}; not {set(row) ^ {*SCHEMA[name]}}"
+            )
+    path = folder / f"{name}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):
+        text = path.read_text("utf-8") if path.exists() else ""
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, SCHEMA[name], lineterminator="\n")
+        if not text:
+            writer.writeheader()
+        writer.writerows(rows)
+        with atomic_path(path) as part:
+            part.write_text(text + buffer.getvalue(), "utf-8")
+    return path
+
+
+@checked
+def read(name: TableName, folder: AnyPath = PUBLISHED) -> pd.DataFrame:
+    """Read a table; one that nobody has written yet has no rows."""
+    path = folder / f"{name}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=SCHEMA[name])
+
+
+def latest(folder: Path = PUBLISHED) -> pd.DataFrame:
+    """Return the last row of each network, seed and format."""
+    return read("networks", folder).drop_duplicates(["network", "seed", "format"], keep="last")
+
+
+@checked
+def row(
+    name: str, format: str = "torch", seed: Whole | None = None, folder: AnyPath = PUBLISHED
+) -> pd.Series:
+    """Return the last row of one file of a network; ``seed`` None: of its first seed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = latest(folder)
+    own = rows[(rows["network"] == name) & (rows["format"] == format)]
+    own = own if seed is None else own[own["seed"] == seed]
+    if own.empty:
+        raise ValueError(f"name must be of a network that has a row for {format!r}, got {name!r}")
+    return own.sort_values("seed").iloc[0]
+
+
+@checked
+def by_seed(folder: AnyPath = PUBLISHED, **arms: str) -> pd.DataFrame:
+    """Return accuracies in percent: a row per seed that all have, a column per arm (name=network)."""
+    rows = latest(folder)
+    rows = rows[rows["format"] == "torch"].set_index(["network", "seed"])
+    share = 100 * rows["correct"] / rows["total"]
+    return pd.DataFrame({arm: share.loc[name] for arm, name in arms.items()}).dropna()
+
+
+@checked
+def accuracy(row: pd.Series) -> Accuracy:
+    """Return the accuracy that a row holds."""
+    if not {"correct", "total"} <= set(row.index) or row[["correct", "total"]].isna().any():
+        raise ValueError(f"row must have correct and total, got {dict(row)}")
+    return Accuracy(int(row["correct"]), int(row["total"]))
+
+
+# -- answers ----------------------------------------------------------------------------------------------
+
+
+def answers_path(row: Mapping, folder: Path = PUBLISHED) -> Path:
+    """Return where a row's answers lie, by network, seed, format and the first digits of the weights."""
+    parts = (
+        str(row[key]).replace(" ", "_").removeprefix("sha256:")
+        for key in ("network", "seed", "format", "weights")
+    )
+    return folder / "answers" / f"{'-'.join(parts)}.npy"
+
+
+def keep_answers(row: Mapping, classes: Tensor, folder: Path = PUBLISHED) -> None:
+    """Write the class that a network gave each picture, a byte each."""
+    path = answers_path(row, folder)
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.save(file, classes.to(torch.uint8).numpy(), allow_pickle=False)
+
+
+def answers(row: Mapping, folder: Path = PUBLISHED) -> Tensor | None:
+    """Return the classes that ``keep_answers`` wrote: N, int64; None where there are none."""
+    path = answers_path(row, folder)
+    return torch.from_numpy(np.load(path, allow_pickle=False)).long() if path.exists() else None
+
+
+# -- the one query ----------------------------------------------------------------------------------------
+
+
+@checked
+def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
+    """Put networks beside the network that each is compared with.
+
+    Args:
+        names: of recipes. Default: all that have rows.
+        folder: where the tables lie.
+
+    Returns:
+        The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
+        over those of this file, zipped where it is int8), times_faster, reference_correct, points (ahead of
+        the reference), p_value (exact McNemar test on the same pictures; NaN where answers were not kept).
+    """
+    rows = latest(folder)
+    chosen = rows[rows["network"].isin(names)] if names else rows
+    found = [row | _against(row, rows, folder) for row in chosen.to_dict("records")]
+    return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
+
+
+def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
+    name, _, weights = row["reference"].partition("@")
+    own = {
+        one["format"]: one
+        for one in rows[(rows["network"] == name) & (rows["weights"] == weights)].to_dict("records")
+    }
+    reference = own.get("torch" if row["format"] == "torch" else "onnx", own.get("torch"))
+    if reference is None:
+        return dict.fromkeys(AGAINST, float("nan"))
+    shipped = row["zip_bytes"] if "int8" in row["format"] else row["bytes"]
+    found = {
+        "times_smaller": reference["bytes"] / shipped,
+        "times_faster": row["reference_ms"] / row["latency_ms"],
+        "reference_correct": reference["correct"],
+        "points": 100 * (row["correct"] / row["total"] - reference["correct"] / reference["total"]),
+        "p_value": float("nan"),
+    }
+    ours, theirs = answers(row, folder), answers(reference, folder)
+    if ours is not None and theirs is not None and len(ours) == len(theirs) and row["total"] == 10_000:
+        found["p_value"] = paired(ours, theirs, labels()).p_value
+    return found
+
+
+@checked
+def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
+    """Return ``beside`` for people: a row per network and format, the mean where there are several seeds.
+
+    Args:
+        names: of recipes. Default: all that have rows.
+        formats: of files. Default: all.
+        folder: where the tables lie.
+
+    Returns:
+        network, format, epochs, seeds, accuracy (percent; k of n for a single seed), points (against the
+        reference), spread (their standard deviation over seeds), paired p (of the first seed), times smaller,
+        times faster.
+    """
+    every = beside(names, folder)
+    rows = []
+    for (name, form), same in every.groupby(["network", "format"], sort=False):
+        if formats and form not in formats:
+            continue
+        share = 100 * (same["correct"] / same["total"]).mean()
+        counts = (
+            f" ({same['correct'].iloc[0]:,.0f} of {same['total'].iloc[0]:,.0f})"
+            if len(same) == 1
+            else f" ({len(same)} seeds)"
+        )
+        row = {"network": name, "format": form, "epochs": same["epochs"].iloc[0], "seeds": len(same)}
+        row |= {
+            "accuracy": f"{share:.1f}%{counts}" if pd.notna(share) else "",
+            "points": same["points"].mean(),
+        }
+        row |= {"spread": same["points"].std(), "paired p": same["p_value"].iloc[0]}
+        rows.append(
+            row | {"times smaller": same["times_smaller"].mean(), "times faster": same["times_faster"].mean()}
+        )
+    return pd.DataFrame(rows)
+
+
+@functools.cache
+def labels() -> Tensor:
+    """Return the true classes of CIFAR-10's test pictures, from the file beside the answers."""
+    path = PUBLISHED / "answers" / "labels.npy"
+    return torch.from_numpy(np.load(path)).long() if path.exists() else load_data("cifar10").test.labels

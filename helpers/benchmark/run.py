@@ -1,0 +1,130 @@
+"""One function runs any recipe: start, change, train, keep, measure, and append the rows.
+
+A killed run goes on from its last epoch, and a finished row is not run again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from helpers import models, profiling, pruning
+from helpers.benchmark import results
+from helpers.benchmark.bench import SHIPPED, Bench, Job
+from helpers.benchmark.changes import Lab
+from helpers.benchmark.measuring import record
+from helpers.benchmark.recipes import NETWORKS, Recipe
+from helpers.data import Data, load_data
+from helpers.distillation import DistillationLoss
+from helpers.evaluation import measure
+from helpers.files import atomic_path
+from helpers.training import fit
+
+RATIOS = {"weight": (0.5, 0.8, 0.9, 0.95, 0.98), "channel": (0.25, 0.5, 0.75, 0.9)}  # of the scans
+
+
+def run(name: str, seed: int, bench: Bench) -> None:
+    """Make the network of a recipe, and its rows."""
+    recipe, epochs = NETWORKS[name], bench.length(NETWORKS[name])
+    data = bench.pictures(recipe, seed)
+    torch.manual_seed(seed)
+    if recipe.start in NETWORKS and recipe.start != name:
+        model = models.load(bench.file(recipe.start))
+    else:
+        model = models.build(recipe.start, len(data.classes), width=0.25 if bench.trial else 1.0)
+    prepared = recipe.prepare(data, model, seed)
+    model = recipe.change(model, Lab(data, lambda: scan(recipe.start, "channel", bench)))
+    row = {
+        "network": name,
+        "seed": seed,
+        "data": data.name,
+        "epochs": epochs,
+        "pictures": len(prepared.train),
+    }
+    row |= {"start": bench.mark(recipe.start), "teacher": bench.mark(recipe.teacher)}
+    if results.state().is_main_process:
+        held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
+        known = measure(model, held_out, few, precision="auto")
+        row |= {"as_is": known["accuracy"], "recalibrated": known["recalibrated"]}
+    history = train(model, recipe, prepared, (name, seed), bench) if epochs else None
+    row["seconds"] = 0 if history is None else round(history["seconds"].sum())
+    if results.state().is_main_process:
+        path = keep(recipe.finish(model), bench.target(name, seed), history)
+        record(row, path, recipe, prepared, bench)
+    results.state().wait_for_everyone()
+
+
+def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) -> pd.DataFrame:
+    """Train ``model`` in place as its recipe says."""
+    loss = None
+    if recipe.teacher:
+        teacher = models.load(bench.file(recipe.teacher))
+        loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
+    glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
+    settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
+    settings |= {"batch_size": 32, "compile": False} if bench.trial else {}
+    checkpoint = bench.work / "unfinished" / f"{job[0]}-{job[1]}.safetensors"
+    return fit(model, glance, loss=loss, callbacks=recipe.callbacks(model), checkpoint=checkpoint, **settings)
+
+
+def keep(model: nn.Module, path: Path, history: pd.DataFrame | None) -> Path:
+    """Write a network in half precision, its zeros packed; if it is shipped, its history beside it."""
+    storage = "dense" if profiling.smallest_file(model)[0] == "dense" else "bitmask+zip"
+    models.save(model, path, torch.float16, storage)
+    if history is not None and path.parent == SHIPPED:
+        with atomic_path(path.with_name(f"{path.stem}_history.csv")) as part:
+            history.round(5).to_csv(part, index=False)
+    return path
+
+
+def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
+    """Return what pruning one layer at a time does to a recipe's network; measured where no row says it."""
+    weights = bench.mark(name).partition("@")[2]
+
+    def found() -> pd.DataFrame:
+        rows = results.read("scans", bench.results)
+        return rows[(rows["weights"] == weights) & (rows["unit"] == unit)]
+
+    if found().empty:
+        data, model = load_data(bench.data), models.load(bench.file(name))
+        held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 500))
+        table = pruning.sensitivity(
+            model, held_out, RATIOS[unit], unit=unit, calibration=few, precision="auto"
+        )
+        table = table[["layer", "ratio", "correct", "recalibrated_correct", "total"]]
+        same = {"weights": weights, "unit": unit, **results.provenance()}
+        results.append("scans", [same | row for row in table.to_dict("records")], bench.results)
+    rows = found()
+    shares = {
+        "accuracy": rows["correct"] / rows["total"],
+        "recalibrated": rows["recalibrated_correct"] / rows["total"],
+    }
+    return rows.assign(**shares)
+
+
+def remeasure(name: str, seed: int, bench: Bench) -> None:
+    """Measure a network that is there anew, without training: for times from one processor in one go."""
+    rows = results.latest(bench.results)
+    own = rows[(rows["network"] == name) & (rows["seed"] == seed)]
+    path = bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name)
+    if own.empty or path is None:
+        raise ValueError(f"name must be of a network that has rows and a file, got {name!r} with seed {seed}")
+    kept = (
+        "network",
+        "seed",
+        "data",
+        "epochs",
+        "pictures",
+        "start",
+        "teacher",
+        "as_is",
+        "recalibrated",
+        "seconds",
+    )
+    row = {key: "" if pd.isna(own.iloc[-1][key]) else own.iloc[-1][key] for key in kept}
+    recipe = NETWORKS[name]
+    record(row, path, recipe, recipe.prepare(bench.pictures(recipe, seed), models.load(path), seed), bench)

@@ -1,0 +1,204 @@
+"""Whole channels taken away, which leaves a smaller dense network; and what each layer alone can spare."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers.data import Split
+from helpers.evaluation import evaluating, measure
+from helpers.pruning import Scope, _known, prunable, prune_once
+from helpers.types import Count, Names, Share, ShareBelowOne, by_name, checked, several, table, tensor
+
+Scan = table("layer", "ratio", "recalibrated")
+SCORES = {  # the words of this series, and torch-pruning's
+    "magnitude": "GroupMagnitudeImportance",
+    "batchnorm": "BNScaleImportance",
+    "gradient": "GroupTaylorImportance",
+}
+
+
+@checked
+def prune_channels(
+    model: nn.Module,
+    example: tensor(),
+    ratio: ShareBelowOne | by_name(ShareBelowOne),
+    importance: Literal["magnitude", "batchnorm", "gradient"] = "magnitude",
+    *,
+    scope: Scope = "layer",
+    round_to: Count = 8,
+    skip: Names = (),
+) -> nn.Module:
+    """Take whole channels away, with all in other layers that depends on them: a smaller network (Li 2017).
+
+    The bookkeeping (a channel gone here is an input gone there, a residual sum ties layers together) is
+    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module.
+
+    Args:
+        model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
+            channels cannot go one by one: on both sides of a grouped convolution, before group normalisation.
+        example: an input it takes, for example 1 x 3 x 32 x 32.
+        ratio: share of each layer's channels to remove, or {layer name: share}; layers it does not name keep
+            theirs. Of layers that are tied to each other, the smallest share given for any of them counts.
+        importance: of a channel: "magnitude", the norm of its weights; "batchnorm", the scale of the
+            normalisation behind it (network slimming; Liu 2017); "gradient", first-order Taylor (Molchanov
+            2017), for which the parameters must hold gradients: call backward on a batch or two first.
+        scope: "layer" takes the same share of every layer; "global" ranks the channels of all together.
+        round_to: as many channels are left as the nearest multiple of this, and no fewer than it, where the
+            layer had as many (8 suits processors' vectors).
+        skip: names of layers whose outputs stay, and with them those of layers tied to them.
+
+    Returns:
+        The smaller network. One of ``models.build`` keeps its recipe: it saves and loads like any other.
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
+    shares = _shares(model, ratio, skip)
+    if scope == "global" and isinstance(ratio, dict):
+        raise ValueError('scope must be "layer" where ratio names layers, got "global"')
+    if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
+        raise ValueError('importance "gradient" needs gradients: call backward on a batch first')
+    smaller = copy.deepcopy(model).requires_grad_(True)  # the graph is read off autograd's
+    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
+        mine.grad = theirs.grad
+    with evaluating(smaller), torch.enable_grad():
+        with _refusing(f"example must be an input that the model takes, got {tuple(example.shape)}"):
+            example = example.to(next(smaller.parameters()))
+            outputs = smaller(example).shape
+        with _refusing("model must be a network whose channels can go"):
+            graph = torch_pruning.DependencyGraph().build_dependency(smaller, example)
+            groups = _groups(graph, shares, getattr(torch_pruning.importance, SCORES[importance])())
+            for group, scores, share in _ranked(groups, ratio) if scope == "global" else groups:
+                gone = _lowest(scores, share, round_to)
+                if gone:
+                    graph.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, gone).prune()
+            left = smaller(example).shape
+    if left != outputs:
+        raise ValueError("skip must name the layer whose outputs are the network's: they would become fewer")
+    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
+        mine.grad = None
+        mine.requires_grad_(theirs.requires_grad)
+    return smaller
+
+
+@contextmanager
+def _refusing(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever torch and torch-pruning raise on what they were not made for
+        raise ValueError(f"{sentence} ({error})") from error
+
+
+def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, ...]) -> dict[str, float]:
+    """Return {layer: share that may go}, 0 where all stay; others follow the layers they are tied to."""
+    layers, free, classifier = prunable(model), prunable(model, skip), _classifier(model)
+    kept = [name for name in layers if name not in free or name == classifier]
+    if not isinstance(ratio, dict):
+        return dict.fromkeys(layers, ratio) | dict.fromkeys(kept, 0.0)
+    if not ratio:
+        raise ValueError("ratio must name at least one layer, got an empty mapping")
+    _known("ratio", ratio, [name for name in layers if name != classifier])
+    return ratio | dict.fromkeys(kept, 0.0)
+
+
+def _classifier(model: nn.Module) -> str | None:
+    return next((n for n, layer in [*model.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
+
+
+def _divided(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups > 1
+    return 1 < getattr(layer, "groups", 1) < getattr(layer, "out_channels", 1)  # a depthwise one has as many
+
+
+def _groups(graph: Any, shares: dict[str, float], score: Callable) -> list[tuple[Any, Tensor, float]]:
+    """Return the groups of layers with tied outputs: the group, its channels' scores, the share that goes."""
+    given = {graph.model.get_submodule(name): share for name, share in shares.items()}
+    found = []
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        tied = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+        share = min((given[layer] for layer in tied if layer in given), default=0.0)
+        if share > 0 and not any(_divided(dep.target.module) for dep, _ in group):
+            scores = score(group)
+            if scores is None:
+                raise ValueError('importance "batchnorm" needs a normalisation behind each of its layers')
+            found.append((group, scores.detach(), share))
+    return found
+
+
+def _ranked(groups: list[tuple[Any, Tensor, float]], ratio: float) -> list[tuple[Any, Tensor, float]]:
+    """Return the groups with the share of each that is among the lowest ``ratio`` of all channels."""
+    sizes = [len(scores) for _, scores, _ in groups]
+    ranks = torch.cat([torch.empty(0), *(scores.cpu() for _, scores, _ in groups)]).argsort().argsort()
+    low = (ranks < round(ratio * len(ranks))).float().split(sizes)
+    return [(group, scores, float(part.mean())) for (group, scores, _), part in zip(groups, low, strict=True)]
+
+
+def _lowest(scores: Tensor, share: float, round_to: int) -> list[int]:
+    nearest = round_to * round(len(scores) * (1 - share) / round_to)
+    left = max(nearest, min(round_to, len(scores)))
+    return sorted(scores.argsort(stable=True)[: max(0, len(scores) - left)].tolist())
+
+
+@checked
+def sensitivity(
+    model: nn.Module,
+    split: Split,
+    ratios: several(ShareBelowOne) = (0.5, 0.8, 0.9, 0.95, 0.98),
+    *,
+    calibration: Split,
+    unit: Literal["weight", "channel"] = "weight",
+    only: Names | None = None,
+    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+) -> pd.DataFrame:
+    """Prune one layer at a time, nothing else, and see what it does (Han 2015, section 5, figure 6).
+
+    Args:
+        model: is not changed.
+        split: what to measure on; the validation split, since what is read from it is a choice.
+        ratios: shares of the layer to take away.
+        calibration: training pictures, from which the recalibrated copies take their statistics.
+        unit: "weight", the smallest weights set to zero, or "channel", what ``prune_channels`` removes.
+        only: names of layers. Default: every one that has the unit.
+        precision: as in ``evaluate``.
+
+    Returns:
+        A row per layer and ratio: layer, ratio, the columns of ``measure``; ratio 0 is the whole network.
+    """
+    every = list(prunable(model))
+    layers = [name for name in every if unit == "weight" or name != _classifier(model)]
+    _known("only", only or (), layers)
+    whole = measure(model, split, calibration, precision=precision)
+    rows = []
+    for name in layers if only is None else only:
+        rows.append({"layer": name, "ratio": 0.0} | whole)
+        for ratio in ratios:
+            if unit == "channel":
+                thinner = prune_channels(model, split.images[:1].float(), {name: ratio}, round_to=1)
+            else:
+                thinner = copy.deepcopy(model)
+                prune_once(thinner, ratio, skip=[other for other in every if other != name])
+            found = measure(thinner, split, calibration, precision=precision)
+            rows.append({"layer": name, "ratio": ratio} | found)
+    return pd.DataFrame(rows)
+
+
+@checked
+def ratios_by_sensitivity(scan: Scan, tolerance: Share) -> dict[str, float]:
+    """Return for each layer the largest ratio that alone costs at most ``tolerance``, recalibrated.
+
+    Args:
+        scan: what ``sensitivity`` returned.
+        tolerance: share of 1; 0.01 is one point.
+    """
+    whole = scan.groupby("layer")["recalibrated"].transform("first")
+    good = scan[scan["recalibrated"] >= whole - tolerance]
+    return good.groupby("layer", sort=False)["ratio"].max().astype(float).to_dict()

@@ -1,0 +1,140 @@
+"""The frame of every exporter: a file is put in place only if, read back, it answers as the network does.
+
+A new format is one function that says how to convert; ``runtimes.RUNTIMES``, or ``run``, says how to run::
+
+    def to_new(model: nn.Module, path: NewPath, pictures: Pictures | None = None) -> Path:
+        with writing(path, model, pictures, "package") as (frozen, part):
+            part.write_bytes(package.convert(frozen))
+        return path
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator
+from torch import Tensor, nn
+
+from helpers.data import Data, Split, batches, load_data
+from helpers.deploy.runtimes import Session, needs, open_session, quiet
+from helpers.evaluation import predict
+from helpers.files import atomic_path
+
+PICTURES = 200  # how many a comparison or a calibration takes when the caller names none
+TOLERANCE = 1e-2  # largest difference of a logit that float formats may show
+AGREEMENT = 0.99  # share of pictures on which a rounded network must name the same class
+
+
+class ExportError(RuntimeError):
+    """An exported network does not answer as PyTorch does, or cannot be exported; the message says why."""
+
+
+def _filled(split: Split) -> Split:
+    if len(split) == 0:
+        raise ValueError("hold at least one picture")
+    return split.to("cpu")
+
+
+Pictures = Annotated[Split, AfterValidator(_filled)]  # the type of pictures to compare or measure on
+
+
+@functools.cache
+def default_data() -> Data:
+    """Return ``load_data("auto")``, loaded once: whose pictures serve when the caller names none."""
+    return load_data("auto")
+
+
+def some(pictures: Split | None, default: str = "test") -> Split:
+    """Return ``pictures``; if None, 200 of the split ``default`` of ``load_data("auto")``."""
+    return getattr(default_data(), default).take(slice(0, PICTURES)) if pictures is None else pictures
+
+
+def answers(run: Session, pictures: Split, batch_size: int = 100) -> Tensor:
+    """Return the logits that ``run`` gives for every picture: N x classes, float32."""
+    return torch.cat(
+        [torch.from_numpy(run(images.contiguous().numpy())) for images, _ in batches(pictures, batch_size)]
+    )
+
+
+def example(batch_size: int) -> Tensor:
+    """Return random pictures, B x 3 x 32 x 32: the values do not matter to a trace or a clock."""
+    return torch.randn((batch_size, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def writing(
+    path: Path,
+    source: nn.Module | Path,
+    pictures: Split | None,
+    package: str,
+    *,
+    run: Callable[[Path, Split], Tensor] | None = None,
+    expect: Callable[[nn.Module | Path, Split], Tensor] = predict,
+    share: float | None = None,
+    largest: float = TOLERANCE,
+    place: Callable[[Path], AbstractContextManager[Path]] = atomic_path,
+) -> Iterator[tuple[nn.Module | Path, Path]]:
+    """Have the block convert ``source`` into a temporary file, in silence; compare; put the file in place.
+
+    Args:
+        path: where the file is to be.
+        source: the network; the block gets a frozen copy of it. Or another file, which it gets as it is.
+        pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
+        package: what converts, and what pip installs if an import fails in the block.
+        run: gives the answers of a file. Default: by the runtime that the suffix of ``path`` names.
+        expect: gives the answers of ``source``.
+        share: of pictures that must keep their class; None: all, and every answer within ``largest``.
+        largest: difference of an answer.
+        place: yields the temporary path.
+
+    Yields:
+        What to convert, and the temporary path.
+
+    Raises:
+        ImportError: ``package`` is not installed; the message says how to.
+        ExportError: it does not convert the network, or the answers differ; nothing is written.
+    """
+    pictures = some(pictures)
+    source = frozen(source) if isinstance(source, nn.Module) else source
+    expected = expect(source, pictures)
+    with place(path) as part:
+        try:
+            with quiet(), needs(package):
+                yield source, part
+        except (OSError, ImportError):  # a full disk says nothing about the network
+            raise
+        except Exception as error:  # exporters raise whatever they like
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            text = f"{path} was not written: {package} does not convert this network ({reason})"
+            raise ExportError(text) from error
+        given = run(part, pictures) if run else answers(open_session(part, suffix=path.suffix), pictures)
+        compare(given, expected, path, share, largest)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` on the CPU, in eval mode, its weights in the plain order.
+
+    ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of
+    memory (https://github.com/google-ai-edge/litert-torch/issues/1238).
+    """
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+
+
+def compare(given: Tensor, expected: Tensor, path: Path, share: float | None, largest: float) -> None:
+    """Raise ExportError if too few classes are the same or, with no ``share``, an answer is too far off."""
+    same = (given.argmax(1) == expected.argmax(1)).float().mean().item()
+    difference = (given - expected).abs().max().item()
+    least, most = (1, largest) if share is None else (share, math.inf)
+    if not (same >= least and difference <= most):
+        asked = f"{least:.0%}" if share is not None else f"100%, within {largest:g}"
+        raise ExportError(
+            f"{path} names the same class as before for {same:.1%} of {len(given)} pictures, and the largest "
+            f"difference of an answer is {difference:.3g} (asked: {asked}); it was not written"
+        )

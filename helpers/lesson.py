@@ -1,0 +1,91 @@
+"""What a notebook's set-up cell calls: the data, the budget, the look of the figures, and the teacher."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from helpers import models, plotting
+from helpers.data import HOME, Data, load_data
+from helpers.files import CheckpointError, atomic_path
+from helpers.training import fit
+from helpers.types import checked
+
+T = TypeVar("T")
+Budget = Literal["quick", "full"]
+TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
+BUILD = HOME / "build"
+
+
+@checked
+@dataclass(frozen=True)
+class Lesson:
+    """What every notebook starts from.
+
+    Attributes:
+        budget: "quick" (a laptop, minutes) or "full" (far longer, on a GPU).
+        data: CIFAR-10, or digits where it cannot be had.
+    """
+
+    budget: Budget
+    data: Data
+
+    @checked
+    def pick(self, *, digits: T, quick: T, full: T) -> T:
+        """Return the value for this data set and budget; digits is the same in both."""
+        return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
+
+    @checked
+    def publish(self, figure: Figure, name: str) -> None:
+        """On CIFAR-10, write a figure to the folder that the variable ``NNC_PUBLISH`` names, if it is set."""
+        if not name.isidentifier():
+            raise ValueError(f"name must be letters, digits and underscores, got {name!r}")
+        folder = os.environ.get("NNC_PUBLISH")
+        if self.data.name == "cifar10" and folder:
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png")
+            few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            with atomic_path(Path(folder) / f"{name}.png") as part:  # 256 colours: a third of the bytes
+                few.save(part, format="png", optimize=True)
+
+    def teacher(self) -> nn.Module:
+        """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
+
+        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once, and kept in build/.
+        """
+        if self.data.name == "cifar10":
+            return models.load(TEACHER)
+        file = BUILD / "vgg19_digits.safetensors"
+        torch.manual_seed(0)
+        try:
+            return models.load(file)
+        except CheckpointError:  # not there yet, or damaged
+            model = models.build("vgg19", width=0.125)
+            fit(model, self.data, epochs=20, batch_size=64, progress=False)
+            models.save(model.eval(), file)
+            return self.teacher()
+
+
+@checked
+def open_lesson(budget: Budget = "quick") -> Lesson:
+    """Set a notebook up: seed, figures, data; print what it will run on.
+
+    Args:
+        budget: the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set.
+    """
+    torch.manual_seed(0)
+    plotting.theme()
+    data = load_data(os.environ.get("NNC_DATA") or "auto")
+    lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
+    gpu = torch.accelerator.current_accelerator()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"
+    print(f"{data}\nbudget {lesson.budget}, on {name}, {torch.get_num_threads()} threads")
+    return lesson

@@ -1,0 +1,1 @@
+"""What keeps the series going: running and testing all of it, and its cell for Google Colab."""
