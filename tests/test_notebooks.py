@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
