@@ -88,8 +88,8 @@ def unpack(written: by_name(Tensor), packed: by_name(dict), storage: Storage) ->
 def _pieces(tensor: Tensor, storage: str) -> Index:
     locate, _, deflated, key = _LAYOUTS[storage]
     # the weights' bit patterns as whole numbers: only +0.0 is 0, so that nothing is lost
-    flat = tensor.reshape(-1).view(torch.uint8).numpy()  # flat, since a 1 x 1 kernel may lie channels last
-    bits = flat.view(f"i{tensor.element_size()}").reshape(tensor.shape)
+    flat = tensor.contiguous().view(-1).view(torch.uint8).numpy().view(f"i{tensor.element_size()}")
+    bits = flat.reshape(tensor.shape)
     index, places = locate(bits)
     values = bits.reshape(-1)[places]
     if not deflated:

@@ -169,3 +169,12 @@ def test_flipped_bits_are_noticed(storage, tmp_path):
         path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
         with pytest.raises(models.CheckpointError):
             models.load(path)
+
+
+def test_a_weight_of_one_column_comes_back_whatever_its_strides_say():
+    """A dimension of size 1 may have any stride, and the tensor still counts as contiguous."""
+    weight = torch.arange(6.0)[:, None].as_strided((6, 1), (1, 7))
+    assert weight.is_contiguous()
+    for storage in STORAGES:
+        written, packed = pack({"weight": weight}, storage)
+        assert torch.equal(unpack(written, packed, storage)["weight"], weight)

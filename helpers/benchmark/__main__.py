@@ -110,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Parse the command line and run what it names."""
+    results.commit()  # of the code that is loaded now, not of what is checked out hours later
     line = parser()
     chosen = line.parse_args()
     names = chosen.names or [*NETWORKS, *MORE]

@@ -270,7 +270,7 @@ CURVE = {
         **OWN,
     )
     for way, change in WAYS.items()
-    for times in (2, 4, 5, 7, 10)
+    for times in (2, 4, 7)
 }
 
 BRIEF = {**TAUGHT, "pictures": 12_800}

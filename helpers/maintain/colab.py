@@ -49,14 +49,15 @@ def stamp(paths: list[Path], address: str = "") -> None:
     """Write an address into pyproject.toml, and badge and cell into notebooks; without one, no badge."""
     import nbformat
 
+    from helpers.files import atomic_path  # not above: what installs PyTorch's friends cannot import them
+
     if address and not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         raise ValueError(f"address must be https://github.com/OWNER/NAME, which Colab opens, got {address!r}")
-    project, urls = (
-        HOME / "pyproject.toml",
-        f'[project.urls]\nRepository = "{address}"\n\n' if address else "",
-    )
+    project = HOME / "pyproject.toml"
+    urls = f'[project.urls]\nRepository = "{address}"\n\n' if address else ""
     text = re.sub(r"\[project\.urls\]\nRepository = .*\n\n", "", project.read_text("utf-8"))
-    project.write_text(text.replace("[tool.", f"{urls}[tool.", 1), "utf-8")
+    with atomic_path(project) as part:
+        part.write_text(text.replace("[tool.", f"{urls}[tool.", 1), "utf-8")
     tag = "v" + re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
     page = f"{COLAB}/github/{address.removeprefix('https://github.com/')}/blob/{tag}"
     for path in paths:
@@ -67,7 +68,8 @@ def stamp(paths: list[Path], address: str = "") -> None:
         )
         notebook.cells[0].source = "\n\n".join([title, *[badge][: bool(address)], rest.strip()])
         next(cell for cell in notebook.cells if cell.metadata.get("tags") == ["colab"]).source = CELL
-        nbformat.write(notebook, path)
+        with atomic_path(path) as part:
+            nbformat.write(notebook, part)
 
 
 def missing(requirements: str) -> list[list[str]]:
