@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -216,14 +215,3 @@ def test_nothing_tracked_is_a_picture_of_cifar10_or_large():
     sizes = {path: path.stat().st_size for path in files if path.is_file()}
     assert not [path for path in files if "data_batch" in path.name or "test_batch" in path.name]
     assert sum(sizes.values()) < 60_000_000
-
-
-def test_no_pickle_is_read():
-    """But for CIFAR-10's own files, whose MD5 is compared before they are opened: see data._read."""
-    for path in (HOME / "helpers").rglob("*.py"):
-        if path.name in ("data.py", "__main__.py"):  # the second: Ray by joblib, no file
-            continue
-        assert not re.search(
-            r"torch\.load|pickle|joblib",
-            path.read_text().replace("no pickle", "").replace("allow_pickle=False", ""),
-        ), Path(path).name

@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import onnxruntime.quantization  # noqa: F401  (each child would import these again)
+import networkx  # noqa: F401  (each child would import these again)
+import onnxruntime.quantization  # noqa: F401
 import onnxscript  # noqa: F401
 import pytest
 import sklearn.datasets  # noqa: F401
@@ -23,10 +24,12 @@ from torch import nn
 from helpers import export, files, models
 from helpers.benchmark import results
 from helpers.benchmark.__main__ import main
+from helpers.benchmark.recipes import NETWORKS, OWN, Recipe
 from helpers.data import load_data
 from helpers.training import Callback, fit
 
 EPOCHS = 3
+DIGITS = load_data("digits", train_limit=128)
 
 
 class Child:
@@ -80,11 +83,10 @@ def _start(job, folder, pipe, *arguments):
 def train(folder, say, *callbacks):
     torch.manual_seed(0)
     model = models.build("tiny_convnet", width=0.2)
-    data = load_data("digits", train_limit=128)
     say("ready")
     fit(
         model,
-        data,
+        DIGITS,
         epochs=EPOCHS,
         batch_size=32,
         checkpoint=folder / "run [1].safetensors",
@@ -95,9 +97,10 @@ def train(folder, say, *callbacks):
 
 
 def measure(folder, say):
-    """A published row: ``python -m helpers.benchmark teacher1``, on digits: checkpoint, network, answers, row."""
+    """A row as it is published: ``python -m helpers.benchmark small``, on digits: checkpoint, network, answers, row."""
     os.chdir(folder)
-    sys.argv = ["benchmark", "teacher1", "--data", "digits", "--out", ".", "--epochs", "3"]
+    NETWORKS["small"] = Recipe(start="micro_convnet", epochs=2, reference="small", **OWN)
+    sys.argv = ["benchmark", "small", "--data", "digits", "--out", ".", "--epochs", "2"]
     say("ready")
     with pytest.raises(SystemExit, match="0"):
         main()
@@ -122,7 +125,7 @@ def small():
 
 def convert(folder, say):
     torch.manual_seed(0)
-    model, some = small().eval(), load_data("digits").validation.take(slice(0, 20))
+    model, some = small().eval(), DIGITS.validation.take(slice(0, 20))
     say("ready")
     path = export.to_onnx(model, folder / "model.onnx", some)
     export.quantize_onnx(
@@ -166,7 +169,7 @@ def rewrite(folder, say, writer, moment):
     """Write a file, say its SHA-256, then die while writing another in its place; with no moment, only write it."""
     torch.manual_seed(0)
     model = models.build("tiny_convnet", width=0.2)
-    some = load_data("digits").validation.take(slice(0, 4))
+    some = DIGITS.validation.take(slice(0, 4))
     row, plain = dict.fromkeys(results.SCHEMA["speed"], "x" * 20), small().eval()
 
     def write():

@@ -490,7 +490,11 @@ RULES = [  # a function, arguments that are right, and what one of them must not
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "right", "bad"), RULES, ids=[rule[0].__qualname__ for rule in RULES])
+def named(call):
+    return f"{call.__module__.removeprefix('helpers.')}.{call.__qualname__}"
+
+
+@pytest.mark.parametrize(("call", "right", "bad"), RULES, ids=[named(rule[0]) for rule in RULES])
 def test_what_no_annotation_says_is_refused_by_name(call, right, bad, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if call.__module__ not in SLOW:

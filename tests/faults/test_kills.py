@@ -36,7 +36,7 @@ def check_benchmark(folder, whole):
     for path in (folder / "results").glob("*.csv"):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert [row["network"] for row in rows] == ["teacher1"]
+        assert [row["network"] for row in rows] == ["small"]
         assert all(None not in row and None not in row.values() and row["versions"] for row in rows)
 
 
@@ -55,7 +55,9 @@ def check_export(folder, whole):
 )
 def test_killed_twenty_times_it_ends_with_the_same_bits(job, check, tmp_path):
     whole, seconds = Child(job, tmp_path / "whole").finish()
-    assert whole
+    again, more = Child(job, tmp_path / "again").finish()  # one of the two may have been slow
+    assert whole == again
+    seconds = min(seconds, more)
     moments, kills, folder = random.Random(0), 0, tmp_path / "killed"
     while kills < KILLS:
         if Child(job, folder).kill_after(moments.uniform(0, seconds)):
