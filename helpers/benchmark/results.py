@@ -192,20 +192,25 @@ def answers_path(row: Mapping, folder: Path = PUBLISHED) -> Path:
         str(row[key]).replace(" ", "_").removeprefix("sha256:")
         for key in ("network", "seed", "format", "weights")
     )
-    return folder / "answers" / f"{'-'.join(parts)}.npy"
+    return folder / "answers" / f"{'-'.join(parts)}.npz"
 
 
 def keep_answers(row: Mapping, classes: Tensor, folder: Path = PUBLISHED) -> None:
-    """Write the class that a network gave each picture, a byte each."""
+    """Write the class that a network gave each picture, zipped: about half a byte each."""
     path = answers_path(row, folder)
     with atomic_path(path) as part, part.open("wb") as file:
-        np.save(file, classes.to(torch.uint8).numpy(), allow_pickle=False)
+        np.savez_compressed(file, classes.to(torch.uint8).numpy())
 
 
 def answers(row: Mapping, folder: Path = PUBLISHED) -> Tensor | None:
     """Return the classes that ``keep_answers`` wrote: N, int64; None where there are none."""
     path = answers_path(row, folder)
-    return torch.from_numpy(np.load(path, allow_pickle=False)).long() if path.exists() else None
+    return _classes(path) if path.exists() else None
+
+
+def _classes(path: Path) -> Tensor:
+    with np.load(path, allow_pickle=False) as found:
+        return torch.from_numpy(found["arr_0"]).long()
 
 
 # -- the one query ----------------------------------------------------------------------------------------
@@ -293,5 +298,5 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
 @functools.cache
 def labels() -> Tensor:
     """Return the true classes of CIFAR-10's test pictures, from the file beside the answers."""
-    path = PUBLISHED / "answers" / "labels.npy"
-    return torch.from_numpy(np.load(path)).long() if path.exists() else load_data("cifar10").test.labels
+    path = PUBLISHED / "answers" / "labels.npz"
+    return _classes(path) if path.exists() else load_data("cifar10").test.labels
