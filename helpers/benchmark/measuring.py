@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import set_torch_threads
 
 from helpers import export, models, profiling
 from helpers.benchmark import results
@@ -139,17 +139,7 @@ def _latencies(runs: dict[str, Callable[[], object]], bench: Bench) -> dict[str,
     names = ("latency_ms", "latency_low_ms", "latency_high_ms")
     if not runs:
         return dict.fromkeys((*names, "reference_ms"), "")
-    with _one_thread(), torch.no_grad():
+    with set_torch_threads(1), torch.no_grad():
         timed = profiling.time_in_turns(runs, 5 if bench.trial else 100)
     found = {name: timed["own"][name] for name in names} | {"reference_ms": timed["reference"]["latency_ms"]}
     return {name: round(value, 4) for name, value in found.items()}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
