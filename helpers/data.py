@@ -26,6 +26,8 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
+from helpers.augmentation import augment, holes
+from helpers.augmentation import cutout as cutout
 from helpers.types import AnyPath, Count, Names, Number, Positive, Seed, Whole, checked, shown
 
 HOME = Path(__file__).resolve().parent.parent
@@ -47,7 +49,8 @@ class Split:
     """Pictures, their labels, and what a model must know to read them.
 
     Attributes:
-        images, labels: uint8, N x 3 x 32 x 32, and int64, N.
+        images: uint8, N x 3 x 32 x 32.
+        labels: int64, N; or float32, N x C: each picture's probabilities, as a teacher gives them.
         mean, std: per channel, of pictures scaled to [0, 1].
         mirror: whether a picture means the same seen in a mirror (a cat does, a handwritten 2 does not).
     """
@@ -62,11 +65,18 @@ class Split:
         images, labels = self.images, self.labels
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be uint8, N x 3 x H x W, got {shown(images)}")
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
-            raise ValueError(f"labels must be int64, N of 0 or more, as many as images, got {shown(labels)}")
+        kind = {1: torch.int64, 2: torch.float32}.get(labels.ndim)
+        if labels.dtype != kind or len(labels) != len(images) or not (labels >= 0).all():
+            kinds = "int64, N of 0 or more, or float32, N x C of 0 or more"
+            raise ValueError(f"labels must be {kinds}, as many as images, got {shown(labels)}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def likeliest(self) -> Tensor:
+        """Each picture's class, int64, N: of probabilities the largest."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
 
     def take(self, index: Tensor | slice) -> Split:
         """Return the pictures at ``index``: a slice, or a vector of whole numbers or of N truth values."""
@@ -104,7 +114,7 @@ class Data:
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
-            labels, count = getattr(self, part).labels, len(self.classes)
+            labels, count = getattr(self, part).likeliest, len(self.classes)
             if len(labels) == 0 or labels.max() >= count:
                 raise ValueError(f"{part} must hold pictures of {count} classes, got labels: {shown(labels)}")
 
@@ -147,7 +157,7 @@ def load_data(
         return data
     if not len(data.classes) <= train_limit <= len(data.train):
         raise ValueError(f"train_limit must be {len(data.classes)} to {len(data.train)}, got {train_limit}")
-    return replace(data, train=data.train.take(_stratified(data.train.labels, train_limit, seed)[0]))
+    return replace(data, train=data.train.take(_stratified(data.train.likeliest, train_limit, seed)[0]))
 
 
 def cifar10_root() -> Path:
@@ -162,62 +172,6 @@ def normalize(images: Tensor, source: Split | Data) -> Tensor:
         raise ValueError(f"images must be N x 3 x H x W, got {shown(images)}")
     mean, std = torch.tensor((source.mean, source.std), device=images.device).view(2, 1, 3, 1, 1)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-@checked
-def augment(images: Tensor, generator: torch.Generator, *, shift: Whole = 4, mirror: bool = True) -> Tensor:
-    """Shift every picture of a batch by its own random amount, and mirror every second one on average.
-
-    The same as padding with the reflected border and cropping at random, but written as an index: output
-    pixel (y, x) is read from (y + dy, x + dx), reflected at the border.
-
-    Args:
-        images: N x C x H x W, any type; new ones, alike, are returned.
-        generator: on the same device as ``images``; the same state gives the same pictures.
-        shift: the largest shift, in pixels, in either direction; less than H and W.
-    """
-    if images.ndim != 4 or shift >= min(images.shape[2:]):
-        raise ValueError(f"images must be N x C x H x W, larger than shift {shift}, got {shown(images)}")
-    count, channels, height, width = images.shape
-    rows, columns = (_shifted(size, count, shift, generator, images.device) for size in (height, width))
-    if mirror:
-        flip = torch.rand(count, 1, generator=generator, device=images.device) < 0.5
-        columns = torch.where(flip, columns.flip(1), columns)
-    flat = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
-    return images.reshape(count, channels, -1).gather(2, flat).view(images.shape)
-
-
-def _shifted(size: int, count: int, shift: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    # for each picture where its pixels are read from, reflected at both ends: count x size
-    offset = torch.randint(-shift, shift + 1, (count, 1), generator=generator, device=device)
-    position = (torch.arange(size, device=device) + offset).abs()
-    return size - 1 - (size - 1 - position).abs()
-
-
-@checked
-def cutout(images: Tensor, generator: torch.Generator, size: Whole) -> Tensor:
-    """Hide a square of every picture, each at its own random place (DeVries and Taylor 2017, section 3).
-
-    Args:
-        images: normalised, B x C x H x W; what is hidden in the copy becomes 0, the mean colour.
-        generator: on the same device as ``images``; the same state hides the same squares.
-        size: side of the square, in pixels; its middle is anywhere in the picture, so it may overhang.
-    """
-    if images.ndim != 4 or size > min(images.shape[2:]):
-        raise ValueError(f"images must be B x C x H x W, not smaller than size {size}, got {shown(images)}")
-    return images.masked_fill(_holes(images, generator, size), 0).contiguous(
-        memory_format=torch.channels_last
-    )
-
-
-def _holes(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    # a square for each picture: B x 1 x H x W, true inside
-    inside = []
-    for length in images.shape[2:]:
-        first = torch.randint(length, (len(images), 1), generator=generator, device=images.device) - size // 2
-        position = torch.arange(length, device=images.device)
-        inside.append((position >= first) & (position < first + size))
-    return inside[0][:, None, :, None] & inside[1][:, None, None, :]
 
 
 @checked
@@ -242,7 +196,7 @@ def batches(
         rank, world: which of so many equal shares of each batch to yield, one to a process.
 
     Yields:
-        images: float32, normalised, B x 3 x 32 x 32, channels last. labels: int64, B.
+        images: float32, normalised, B x 3 x 32 x 32, channels last. labels: B, or B x C.
     """
     if rank >= world:
         raise ValueError(f"rank must be less than world, {world}, got {rank}")
@@ -261,7 +215,7 @@ def batches(
             images = augment(images, generator, mirror=split.mirror)
         own = normalize(images[rank::world], split)
         if hole:  # drawn for all, so that the processes agree
-            own.masked_fill_(_holes(images, generator, hole)[rank::world], 0)
+            own.masked_fill_(holes(images, generator, hole)[rank::world], 0)
         yield own, split.labels[index[rank::world]]
 
 

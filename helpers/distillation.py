@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.data import Split
+from helpers.evaluation import Precision, predict
 from helpers.types import Share, checked, real, shown, tensor
 
 Temperature = real(ge=1e-3, le=1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
@@ -87,26 +90,67 @@ class DistillationLoss(nn.Module):
     memory of one more teacher, on the device where training is.
 
     Args:
-        teacher: maps images to logits over the student's classes.
+        teacher: maps images to logits over the student's classes. None: the labels are a teacher's answers,
+            as ``answered`` makes them, and no teacher is asked.
         temperature: T, from 0.001 to 10^6.
         alpha: weight of the soft term, in [0, 1].
     """
 
     @checked
-    def __init__(self, teacher: nn.Module, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
+    def __init__(self, teacher: nn.Module | None, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
         super().__init__()
         self.temperature, self.alpha = temperature, alpha
-        self.teacher = copy.deepcopy(teacher).requires_grad_(False)
+        self.teacher = teacher and copy.deepcopy(teacher).requires_grad_(False)
 
     def extra_repr(self) -> str:
         """Return temperature and alpha, for printing and for fit's checkpoint."""
         return f"temperature={self.temperature:g}, alpha={self.alpha:g}"
 
     def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of a batch: student_logits B x C, images B x 3 x H x W, labels B."""
+        """Return a batch's scalar loss: student_logits B x C, images B x 3 x H x W, labels B or B x C."""
+        if self.teacher is None:
+            answers, classes = labels.clamp_min(1e-30).log(), labels.argmax(1)
+            return distillation_loss(student_logits, answers, classes, self.temperature, self.alpha)
         with torch.no_grad():
             teacher_logits = self.teacher.eval()(images)  # whatever mode the loss is in
         return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
+
+
+@checked
+def record(teacher: nn.Module, split: Split, precision: Precision = "auto") -> Tensor:
+    """Return a teacher's logits for every picture and, where a mirror image means the same, for that.
+
+    Args:
+        teacher: maps images to logits.
+        split: N pictures.
+        precision: "bf16" (autocast), "fp32", or "auto": bf16 where the processor has it.
+
+    Returns:
+        float32, N x V x C: of V = 2 views (as it is, mirrored), or of one.
+    """
+    views = [split, replace(split, images=split.images.flip(3))] if split.mirror else [split]
+    return torch.stack([predict(teacher, view, precision=precision) for view in views], dim=1)
+
+
+@checked
+def answered(split: Split, logits: tensor(3)) -> Split:
+    """Return pictures whose labels are a teacher's answers, for ``DistillationLoss(None)``.
+
+    No label is needed, and the teacher is asked once, beforehand. Only the pictures are shifted in training.
+
+    Args:
+        split: N pictures.
+        logits: N x V x C, as ``record`` returns them: two views make a split of 2N pictures.
+
+    Returns:
+        V x N pictures, first as they are, then mirrored; labels are probabilities (temperature 1).
+    """
+    views = logits.shape[1]
+    if len(logits) != len(split) or views not in ((1, 2) if split.mirror else (1,)):
+        raise ValueError(f"logits must be {len(split)} x views x classes, got {shown(logits)}")
+    images = torch.cat([split.images, split.images.flip(3)][:views])
+    labels = soften(logits.transpose(0, 1).flatten(0, 1))
+    return replace(split, images=images, labels=labels, mirror=split.mirror and views == 1)
 
 
 @checked

@@ -89,7 +89,7 @@ def evaluate(
         Accuracy: ``float()`` in [0, 1], and its 95% interval.
     """
     answers = predict(model, split, batch_size=batch_size, precision=precision).argmax(1)
-    return Accuracy(int((answers == split.labels.cpu()).sum()), len(split))
+    return Accuracy(int((answers == split.likeliest.cpu()).sum()), len(split))
 
 
 @checked

@@ -8,20 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import models, plotting
+from helpers import distillation, models, plotting
 from helpers.data import HOME, Data, load_data
-from helpers.files import CheckpointError, atomic_path
+from helpers.files import CheckpointError, atomic_path, fingerprint
 from helpers.training import fit
 from helpers.types import checked
 
 T = TypeVar("T")
 Budget = Literal["quick", "full"]
 TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
+ANSWERS = TEACHER.with_name("vgg19_answers.npz")  # its logits for the training pictures, by maintain.answers
+FAST = {  # how ``fit`` trains the small network of the live cells
+    "optimizer": "muon",
+    "lr": 0.2,
+    "momentum": 0.6,
+    "batch_size": 500,
+    "schedule": "one_cycle",
+    "warmup": 0.02,
+}
 BUILD = HOME / "build"
 
 
@@ -55,6 +65,23 @@ class Lesson:
             few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
             with atomic_path(Path(folder) / f"{name}.png") as part:  # 256 colours: a third of the bytes
                 few.save(part, format="png", optimize=True)
+
+    def student(self, seed: int = 0) -> nn.Module:
+        """Return the small network of the live cells, untrained; ``fit`` needs two epochs with ``**FAST``."""
+        torch.manual_seed(seed)
+        return models.whiten(models.build("fast_convnet"), self.data.train)
+
+    def answers(self) -> Tensor:
+        """Return the teacher's logits for the training pictures, for ``distillation.answered``: N x V x C."""
+        if self.data.name != "cifar10":
+            return distillation.record(self.teacher(), self.data.train)
+        with np.load(ANSWERS, allow_pickle=False) as found:
+            if found["teacher"] != fingerprint(TEACHER):
+                raise CheckpointError(
+                    f"{ANSWERS} holds another teacher's answers: run helpers.maintain.answers"
+                )
+            low, high = found["range"]
+            return torch.from_numpy(found["steps"]).float() * ((high - low) / 255) + low
 
     def teacher(self) -> nn.Module:
         """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
 
 from helpers import types
+from helpers.architectures import MODELS, ConvNet, FastConvNet, ResidualBlock, whiten
 from helpers.files import WAY_OUT, CheckpointError, digest, fingerprint, read_safetensors, write_safetensors
 from helpers.storage import Storage, pack, unpack
 from helpers.types import AnyPath, checked
@@ -25,108 +21,18 @@ FORMAT = "neural-network-compression/1"
 __all__ = [
     "MODELS",
     "CheckpointError",
+    "ConvNet",
+    "FastConvNet",
+    "ResidualBlock",
     "build",
     "digest",
     "fingerprint",
     "load",
     "read_safetensors",
     "save",
+    "whiten",
     "write_safetensors",
 ]
-
-
-# -- architectures -------------------------------------------------------------------------------------------
-
-
-class ConvNet(nn.Module):
-    """Convolutional features, global average pooling, one linear classifier: the frame of our own networks.
-
-    Args:
-        features: maps B x 3 x 32 x 32 to B x channels x h x w.
-        channels: what ``features`` puts out.
-        num_classes: number of logits.
-    """
-
-    def __init__(self, features: nn.Sequential, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.features = features
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images, B x 3 x H x W, to logits, B x num_classes."""
-        return self.classifier(self.pool(self.features(images)).flatten(1))
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch normalisation, and the input added back (He 2016)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*_conv(channels, channels), *_conv(channels, channels)[:-1])
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map B x channels x h x w to the same shape."""
-        return self.relu(x + self.body(x))
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-
-
-def _vgg(letter: str, num_classes: int) -> nn.Module:
-    # batch-normalised (Simonyan 2015, table 1) and, for 32 x 32 pictures, with one linear layer at the end
-    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs[letter], batch_norm=True)
-    return ConvNet(features, 512, num_classes)
-
-
-def _vgg19_imagenet(num_classes: int) -> nn.Module:
-    return torchvision.models.vgg19(num_classes=num_classes, init_weights=False)
-
-
-def _resnet(name: str, num_classes: int) -> nn.Module:
-    # torchvision's (He 2016) with the CIFAR stem: 3 x 3, stride 1, no pooling
-    model = torchvision.models.get_model(name, num_classes=num_classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
-
-
-def _residual_convnet(widths: Sequence[int], blocks: Sequence[int], num_classes: int) -> nn.Module:
-    # a stem at full resolution, one cheap layer; then per stage a stride-2 convolution and residual blocks
-    layers = _conv(3, widths[0])
-    for (inputs, outputs), count in zip(itertools.pairwise(widths), blocks, strict=True):
-        layers += [*_conv(inputs, outputs, stride=2), *(ResidualBlock(outputs) for _ in range(count))]
-    return ConvNet(nn.Sequential(*layers), widths[-1], num_classes)
-
-
-def _mobilenet_student(num_classes: int) -> nn.Module:
-    # inverted residuals with depthwise convolutions (Sandler 2018, MobileNetV2), sized for 32 x 32 pictures
-    widths, strides = (16, 24, 24, 40, 40, 40, 80, 80), (2, 1, 2, 1, 1, 2, 1)
-    layers = _conv(3, widths[0])
-    for (inputs, outputs), stride in zip(itertools.pairwise(widths), strides, strict=True):
-        layers.append(InvertedResidual(inputs, outputs, stride, expand_ratio=2 if inputs == 16 else 4))
-    layers += [nn.Conv2d(widths[-1], 320, 1, bias=False), nn.BatchNorm2d(320), nn.ReLU6(inplace=True)]
-    return ConvNet(nn.Sequential(*layers), 320, num_classes)
-
-
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "vgg11": functools.partial(_vgg, "A"),
-    "vgg13": functools.partial(_vgg, "B"),
-    "vgg16": functools.partial(_vgg, "D"),
-    "vgg19": functools.partial(_vgg, "E"),
-    "resnet18": functools.partial(_resnet, "resnet18"),
-    "resnet34": functools.partial(_resnet, "resnet34"),
-    "resnet50": functools.partial(_resnet, "resnet50"),
-    "small_convnet": functools.partial(_residual_convnet, (32, 64, 128, 256), (1, 1, 1)),
-    "tiny_convnet": functools.partial(_residual_convnet, (24, 48, 96, 184), (1, 1, 1)),
-    # few parameters make few errors where they are deep, not wide
-    "micro_convnet": functools.partial(_residual_convnet, (16, 32, 64), (4, 2)),
-    "mobilenet_student": _mobilenet_student,
-    "vgg19_imagenet": _vgg19_imagenet,
-}
 Name, Classes, Width = Literal[tuple(MODELS)], types.whole(1, 1_000_000), types.real(gt=0, le=16)
 
 
@@ -136,9 +42,10 @@ def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Modul
 
     Args:
         name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34,
-            resnet50, small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), mobilenet_student (1.3%),
-            micro_convnet (1.2%), or vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with
-            ``num_classes=1000`` that is the 548 MiB model (143,667,240 parameters) everybody quotes.
+            resnet50, small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), fast_convnet (1.5%),
+            mobilenet_student (1.3%), micro_convnet (1.2%), or vgg19_imagenet: VGG-19 as published, with the
+            4096-wide classifier; with ``num_classes=1000`` that is the 548 MiB model (143,667,240 parameters)
+            everybody quotes.
         num_classes: number of logits.
         width: factor on every layer's channel count but the pictures' 3 and the logits; one channel stays.
 
@@ -156,6 +63,8 @@ def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Modul
             layer.reset_parameters()
         if getattr(layer, "bias", None) is not None:
             nn.init.zeros_(layer.bias)
+    if isinstance(model, FastConvNet):
+        model.reset_parameters()
     return model
 
 

@@ -116,7 +116,7 @@ def fit(
             run.step += 1
             for callback in callbacks:
                 callback.on_step(run)
-            right = (logits.argmax(1) == labels).sum()
+            right = (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
             totals += torch.stack([value.detach() * len(labels), right, torch.full_like(right, len(labels))])
             bar.update()
         total, correct, seen = accelerator.reduce(totals).tolist()
@@ -177,7 +177,7 @@ def _check(arguments: dict, world: int) -> None:
             "model must have a parameter to train, but every one is frozen (requires_grad False)"
         )
     # A label beyond the logits would end a GPU's process: two pictures show how many there are.
-    found, classes = predict(model, train.take(slice(0, 2))).shape[1], int(train.labels.max()) + 1
+    found, classes = predict(model, train.take(slice(0, 2))).shape[1], int(train.likeliest.max()) + 1
     if found < classes:
         raise ValueError(
             f"model must put out a logit for each of the {classes} classes that data.train has, got {found}"

@@ -220,9 +220,7 @@ COMPRESSED = {
         claimed=PRUNED,
     ),
     "pruned95_at_once": after(0.01, 3, **TAUGHT, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
-    "channels20": after(
-        0.05, 10, change=by_sensitivity(0.2), file="vgg19_channels20", label="fewer channels"
-    ),
+    "channels20": after(0.05, 10, change=by_sensitivity(0.2), label="fewer channels"),
     "rank5": after(0.02, 3, change=rank(5), **OWN),
     "rank5.5": after(0.005, 4, **TAUGHT, change=rank(5.5, 3.1), **OWN),
     "rank6_short": after(0.005, 2, **TAUGHT, change=rank(6, 3.3), **OWN),
