@@ -210,7 +210,7 @@ def _said(name: str, value: Any) -> str:
         )
     if isinstance(value, (str, bytes, int, float, complex, torch.dtype, Enum)):
         return repr(value)
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _differing(mine: dict | None, own: dict | None) -> list[str] | None:
