@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from helpers.convolution import SmallMaps, has_tiles
-from helpers.data import Split, batches
+from helpers.data import Data, Split, batches
 from helpers.types import Count, Whole, checked, shown
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -206,6 +206,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def picture_shape(data: Data | Split | None) -> tuple[int, ...] | None:
+    """Return the shape of one picture, as a batch: 1 x 3 x H x W; None without data."""
+    split = data.test if isinstance(data, Data) else data
+    return None if split is None else (1, *split.images.shape[1:])
 
 
 @functools.cache

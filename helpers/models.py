@@ -41,7 +41,7 @@ class ConvNet(nn.Module):
     """Convolutional features, global average pooling, one linear classifier: the frame of our own networks.
 
     Args:
-        features: maps B x 3 x 32 x 32 to B x channels x h x w.
+        features: maps B x 3 x H x W to B x channels x h x w.
         channels: what ``features`` puts out.
         num_classes: number of logits.
     """
@@ -131,7 +131,7 @@ Name, Classes, Width = Literal[tuple(MODELS)], types.whole(1, 1_000_000), types.
 
 @checked
 def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Module:
-    """Build an untrained network for 3 x 32 x 32 pictures.
+    """Build an untrained network, made for pictures of 32 x 32; larger ones fit as well.
 
     Args:
         name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34,
