@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from helpers.convolution import SmallMaps, has_tiles
 from helpers.data import Data, Split, batches
-from helpers.types import Count, Whole, checked, shown
+from helpers.types import Count, Shape, Whole, checked, shown
 
 Precision = Literal["auto", "bf16", "fp32"]
 Answers = Tensor | np.ndarray  # N classes, one for each picture
@@ -208,10 +208,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def picture_shape(data: Data | Split | None) -> tuple[int, ...] | None:
-    """Return the shape of one picture, as a batch: 1 x 3 x H x W; None without data."""
+@checked
+def picture_shape(data: Data | Split | None, default: Shape) -> tuple[int, ...]:
+    """Return the shape of one picture, as a batch: 1 x 3 x H x W; ``default`` without data."""
     split = data.test if isinstance(data, Data) else data
-    return None if split is None else (1, *split.images.shape[1:])
+    return default if split is None else (1, *split.images.shape[1:])
 
 
 @functools.cache

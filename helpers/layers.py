@@ -122,17 +122,17 @@ def rebuild(model: nn.Module, description: dict) -> None:
             setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], smaller)
 
 
-def tie(model: nn.Module, groups: list[list[str]]) -> None:
-    """Make each of these lists of names one tensor again.
+def tie(model: nn.Module, description: dict) -> None:
+    """Make the weights that the description ties one tensor again.
 
     Raises:
         ValueError: other weights of ``model`` are tied than these.
     """
-    for first, *others in groups:
+    for first, *others in description["ties"]:
         tensor = dict(_entries(model))[first]
         for name in others:
             setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], tensor)
-    odd = [names for names in ties(model) if names not in groups]
+    odd = [names for names in ties(model) if names not in description["ties"]]
     if odd:
         raise ValueError(f"{' and '.join(odd[0])} are one here and two in the file")
 

@@ -247,7 +247,7 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
             state[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone()
         model.load_state_dict(state, assign=True)
         if "ties" in described:
-            layers.tie(model, described["ties"])
+            layers.tie(model, described)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise CheckpointError(f"{path} {error}") from None

@@ -257,7 +257,7 @@ def summarize(
         parameters, nonzeros (of them), macs, bytes and storage (of the smallest file), accuracy (an Accuracy
         or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
     """
-    input_shape = input_shape or picture_shape(data) or PICTURE
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
     costs = _costs(model, data, input_shape) | {"memory_bytes": peak_memory(model, input_shape)}
     return costs | measure_latency(model, input_shape, threads=threads, repeats=repeats)
 
@@ -301,15 +301,15 @@ def compare(
     baseline = next(iter(networks), None) if baseline is None else baseline
     if baseline not in networks:
         raise ValueError(f"baseline must be one of the networks {[*networks]}, got {baseline!r}")
-    input_shape, device = input_shape or picture_shape(data) or PICTURE, _device(networks[baseline])
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
+    device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
     times = _latencies(networks, input_shape, threads, repeats)
     costs = [_costs(model, data, input_shape) | times[name] for name, model in networks.items()]
     table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
     first, accuracies = table.loc[baseline], table.pop("accuracy")
     columns = ["size_mb", "storage", "parameters", "nonzeros", "macs"]
-    table["size_mb"] = table["bytes"] / 1e6
-    table["compression"] = first["bytes"] / table["bytes"]
+    table["size_mb"], table["compression"] = table["bytes"] / 1e6, first["bytes"] / table["bytes"]
     table["speedup"] = first["latency_ms"] / table["latency_ms"]
     if data is not None:
         table[["correct", "total"]] = [(one.correct, one.total) for one in accuracies]
