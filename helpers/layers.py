@@ -168,9 +168,9 @@ def _grouped(pairs: Iterator[tuple[str, int]]) -> list[list[str]]:
 
 def _refuse_made_weights(name: str, layer: nn.Module) -> None:
     made = [*layer.parametrizations] if parametrize.is_parametrized(layer) else []
-    made += [  # weight_norm and spectral_norm as they were, and the masks of torch.nn.utils.prune
-        key for key in vars(layer) if {f"{key}_orig", f"{key}_g"} & layer._parameters.keys()
-    ]
+    own = {key for key, _ in layer.named_parameters(recurse=False)}
+    # weight_norm and spectral_norm as they were, and the masks of torch.nn.utils.prune
+    made += [key for key in vars(layer) if {f"{key}_orig", f"{key}_g"} & own]
     if made:
         weight = f"{name}.{made[0]}".lstrip(".")
         raise ValueError(

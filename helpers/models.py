@@ -192,9 +192,9 @@ def save(
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     model, tensors = _uncompiled(model), {}
     for name, tensor in model.state_dict().items():
-        if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
+        if not _is_plain(tensor):
             hint = "Way out: save it before its tensors become quantized or sparse"
-            kind = type(tensor).__name__ if type(tensor) is not Tensor else tensor.layout
+            kind = f"{tensor.layout}, {tensor.device}" if type(tensor) is Tensor else type(tensor).__name__
             raise ValueError(
                 f"model must hold plain tensors, but {name} ({kind}) would not come back. {hint}"
             )
@@ -212,7 +212,7 @@ def save(
 
 @checked
 def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
-    """Read a network written by ``save``, as float32, on the CPU, in eval mode.
+    """Read a network written by ``save``, on the CPU, in eval mode, as float32 (or of the types of ``into``).
 
     Args:
         path: the file.
@@ -242,9 +242,13 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
         odd = dict(expected.items() ^ _shapes(tensors).items())
         if odd:
             raise ValueError(f"the recipe does not describe the weights {min(odd)}")
+        own = {} if into is None else _uncompiled(into).state_dict()
+        kinds = {name: tensor.dtype for name, tensor in own.items() if tensor.is_floating_point()}
+        common = next(iter(kinds.values()), torch.float32)
         state = model.state_dict()  # with the versions of the layers' formats, which some layers ask for
         for name, tensor in tensors.items():
-            state[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone()
+            kind = kinds.get(name, common) if tensor.is_floating_point() else tensor.dtype
+            state[name] = tensor.to(kind, copy=True)
         model.load_state_dict(state, assign=True)
         if "ties" in described:
             layers.tie(model, described)
@@ -259,6 +263,14 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple]:
     return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_meta)
+    )
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -403,6 +403,7 @@ def transposed():
         (lambda: nn.utils.spectral_norm(nn.Linear(2, 2)), "weight is computed"),
         (quantized, r"0\.scale|0\._packed_params\..* would not come back.*become quantized"),
         (of_torchao, r"0\.weight \(\w+\) would not come back.*become quantized"),
+        (lambda: nn.Linear(2, 2, device="meta"), r"weight \(torch\.strided, meta\)"),
         (lambda: nn.Sequential(nn.LazyLinear(2)), r"0\.weight \(UninitializedParameter\)"),
         (in_a_list, "layers holds layers in a plain list"),
         (transposed, r"0\.weight and 1\.weight share memory"),
@@ -435,6 +436,25 @@ def test_a_pruned_convnext_comes_back(tmp_path):
     net[2] = CNBlock(8, 0.5, 0.0).eval()
     back = models.load(models.save(net, tmp_path / "net.safetensors"), into=blocks())
     assert torch.equal(back(pictures), net(pictures))
+
+
+def test_weights_come_back_in_the_type_of_the_fresh_network(tmp_path):
+    """Half, but for one norm: as such a network is written, and as a float32 one reads it."""
+
+    def mixed():
+        net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)).half()
+        net[1].float()
+        return net
+
+    net = mixed()
+    net[2] = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 2)).half()
+    path = models.save(net, tmp_path / "net.safetensors")
+    back = models.load(path, into=mixed())
+    for name, tensor in net.state_dict().items():
+        assert back.state_dict()[name].dtype == tensor.dtype
+        assert torch.equal(back.state_dict()[name], tensor)
+    whole = models.load(path, into=mixed().float())
+    assert {weight.dtype for weight in whole.parameters()} == {torch.float32}
 
 
 def test_a_compiled_network_is_saved_as_what_it_compiles(tmp_path):
