@@ -128,10 +128,12 @@ def tie(model: nn.Module, description: dict) -> None:
     Raises:
         ValueError: other weights of ``model`` are tied than these.
     """
-    for first, *others in description["ties"]:
-        tensor = dict(_entries(model))[first]
-        for name in others:
-            setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], tensor)
+    for names in description["ties"]:
+        entries = dict(_entries(model))
+        if strange := set(names) - entries.keys():
+            raise ValueError(f"there is no weight {min(strange)}")
+        for name in names:
+            setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], entries[names[0]])
     odd = [names for names in ties(model) if names not in description["ties"]]
     if odd:
         raise ValueError(f"{' and '.join(odd[0])} are one here and two in the file")

@@ -140,7 +140,7 @@ def test_save_refuses_what_load_could_not_read(tmp_path):
     sparse = nn.Linear(2, 2)
     sparse.register_buffer("mask", torch.eye(2).to_sparse())
     with pytest.raises(
-        ValueError, match=r"plain tensors, but mask \(torch\.sparse_coo\) would not come back"
+        ValueError, match=r"plain tensors, but mask \(torch\.sparse_coo, cpu\) would not come back"
     ):
         models.save(sparse, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"\.safetensors"):
@@ -339,6 +339,12 @@ def test_ties_are_those_of_the_file(tmp_path):
         CheckpointError, match=r"once\.0\.weight and twice\.0\.weight are one here and two in"
     ):
         models.load(models.save(net, path), into=Chosen())
+    metadata, tensors = models.read_safetensors(models.save(Chosen(), path))
+    recipe = json.loads(metadata["recipe"])
+    text = json.dumps(recipe | {"ties": [*recipe["ties"], ["head.weight", "head.forward"]]})
+    save_file(tensors, path, {**metadata, "recipe": text, "sha256": models.digest(tensors, text)})
+    with pytest.raises(CheckpointError, match=r"cannot follow into Chosen \(there is no weight head\.f"):
+        models.load(path, into=Chosen())
 
 
 def test_settings_of_what_is_rebuilt_come_from_the_file(tmp_path):
