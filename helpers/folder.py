@@ -24,7 +24,7 @@ from helpers.types import AnyPath, Positive, Seed, checked, real, whole
 
 Pixels, Part = whole(8, 4096), real(gt=0, lt=1)
 FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
-ENDINGS = (*IMG_EXTENSIONS, ".gif")
+ENDINGS, HIDDEN = (*IMG_EXTENSIONS, ".gif"), (".", "__")  # .git, __MACOSX
 
 Listed = list[tuple[Path, int]]  # files with their labels
 
@@ -118,8 +118,10 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
         for name in names
         if (path / name).is_dir()
     }
-    if "train" not in found or len(found) == 1:
-        found = {"train": _listed(path)}
+    if len(found) > 1 and "train" not in found:
+        raise ValueError(f"path must hold train beside {' and '.join(found)}, got {path}")
+    if len(found) < 2 and [one.name for one in _folders(path)] != ["train"]:
+        found = {"train": _listed(path)}  # the classes themselves
     classes, generator = list(found["train"]), torch.Generator().manual_seed(seed)
     if len(classes) < 2:
         raise ValueError(f"path must hold a folder for each of two or more classes, got {classes} in {path}")
@@ -147,17 +149,21 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
     return classes, {part: _shuffled(files, generator) for part, files in parts.items()}
 
 
-def _listed(folder: Path) -> dict[str, list[Path]]:
-    hidden = (".", "__")  # __MACOSX, __pycache__
+def _folders(path: Path) -> list[Path]:
+    return [one for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith(HIDDEN)]
+
+
+def _listed(path: Path) -> dict[str, list[Path]]:
+    # the pictures beneath each folder of ``path``
+    found = {one.name: sorted(one.rglob("*")) for one in _folders(path)}
     return {
-        one.name: [
+        name: [
             file
-            for file in sorted(one.rglob("*"))
+            for file in files
             if file.suffix.lower() in ENDINGS
-            and not any(part.startswith(hidden) for part in file.relative_to(one).parts)
+            and not any(part.startswith(HIDDEN) for part in file.relative_to(path).parts)
         ]
-        for one in sorted(folder.iterdir())
-        if one.is_dir() and not one.name.startswith(hidden)
+        for name, files in found.items()
     }
 
 

@@ -138,8 +138,14 @@ def test_folders_of_their_own_are_the_splits(tree, tmp_path_factory):
     assert [len(split) for split in whole(quietly(root))] == [18, 2, 6]
     (root / "test").rename(root / "val")
     assert [len(split) for split in whole(quietly(root))] == [18, 6, 2]
+    (root / "val").rename(root.parent / f"{root.name}-val")
+    assert [len(split) for split in whole(quietly(root))] == [16, 2, 2]  # a folder train alone
+    (root.parent / f"{root.name}-val").rename(root / "val")
     picture(root / "val" / "green" / "1.png")
     with pytest.raises(ValueError, match=r"path must hold the classes of validation in train.*\['green'\]"):
+        quietly(root)
+    (root / "train").rename(root / "test")
+    with pytest.raises(ValueError, match="path must hold train beside validation and test"):
         quietly(root)
 
 
