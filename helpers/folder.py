@@ -193,6 +193,7 @@ def _rows(
 def _read(file: Path, size: tuple[int, int]) -> np.ndarray | None:
     try:
         with Image.open(file) as opened:
+            opened.draft("RGB", (2 * max(size),) * 2)  # of a JPEG no finer a scale than this is decoded
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
