@@ -16,8 +16,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from helpers.convolution import SmallMaps, has_tiles
-from helpers.data import Split, batches
-from helpers.types import Count, Whole, checked, shown
+from helpers.data import Data, Split, batches
+from helpers.types import Count, Shape, Whole, checked, shown
 
 Precision = Literal["auto", "bf16", "fp32"]
 Answers = Tensor | np.ndarray  # N classes, one for each picture
@@ -206,6 +206,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@checked
+def picture_shape(data: Data | Split | None, default: Shape) -> tuple[int, ...]:
+    """Return the shape of one picture, as a batch: 1 x 3 x H x W; ``default`` without data."""
+    split = data.test if isinstance(data, Data) else data
+    return default if split is None else (1, *split.images.shape[1:])
 
 
 @functools.cache

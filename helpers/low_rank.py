@@ -31,8 +31,7 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
     (input, y), columns (output, x); splits it into k x 1, then 1 x k.
 
     Args:
-        module: a Conv2d or Linear; a Linear has only the first scheme.
-        scheme: "channel" or "spatial".
+        module, scheme: a Conv2d or Linear; a Linear has only the first scheme.
 
     Returns:
         groups x rows x columns; a Linear and an ordinary convolution are one group.
@@ -214,7 +213,7 @@ def analyze(
         round_to: ranks are multiples of this where the layer has that many; up for an energy, to keep it.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``);
             "channel" only. Energy then is the share of the variance of the layer's responses.
-        input_shape: of the model's input, for MACs. None: MACs of one output position of a wide picture.
+        input_shape: for MACs; with pictures it is theirs. None: MACs of one output of a wide picture.
 
     Returns:
         A row per layer: layer, shape, scheme, full_rank, rank, energy (really kept), parameters and
@@ -325,7 +324,8 @@ def _take_apart(
     for name, layer in layers.items():
         if not layer.weight.isfinite().all():
             raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
-    positions = choosing.positions(model, layers, input_shape)
+    shape = (1, *pictures.images.shape[1:]) if pictures and input_shape else input_shape
+    positions = choosing.positions(model, layers, shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     schemes = ("channel", "spatial") if scheme == "auto" else (scheme,)
     tables, factors = [], {}

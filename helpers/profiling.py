@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import models
 from helpers.data import Data, Split
-from helpers.evaluation import evaluate, evaluating
+from helpers.evaluation import evaluate, evaluating, picture_shape
 from helpers.storage import STORAGES
 from helpers.types import Count, Names, Shape, Threads, by_name, checked, whole
 
@@ -242,7 +242,7 @@ def summarize(
     model: nn.Module,
     data: Data | Split | None = None,
     *,
-    input_shape: Shape = PICTURE,
+    input_shape: Shape | None = None,
     threads: Threads | None = None,
     repeats: Repeats = 50,
 ) -> dict:
@@ -250,16 +250,16 @@ def summarize(
 
     Args:
         model: made by ``models.build``, possibly compressed since.
-        data: measures accuracy on its test split (of a Data) or on it (a Split). Default: no accuracy.
+        data: its test split (of a Data), or it (a Split), gives accuracy and, by default, input_shape.
         input_shape, threads, repeats: as in ``measure_latency``.
 
     Returns:
         parameters, nonzeros (of them), macs, bytes and storage (of the smallest file), accuracy (an Accuracy
         or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
     """
-    memory = {"memory_bytes": peak_memory(model, input_shape)}
-    latency = measure_latency(model, input_shape, threads=threads, repeats=repeats)
-    return _costs(model, data, input_shape) | memory | latency
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
+    costs = _costs(model, data, input_shape) | {"memory_bytes": peak_memory(model, input_shape)}
+    return costs | measure_latency(model, input_shape, threads=threads, repeats=repeats)
 
 
 def _costs(model: nn.Module, data: Data | Split | None, input_shape: tuple[int, ...]) -> dict[str, object]:
@@ -281,7 +281,7 @@ def compare(
     data: Data | Split | None = None,
     *,
     baseline: str | None = None,
-    input_shape: Shape = PICTURE,
+    input_shape: Shape | None = None,
     threads: Threads | None = None,
     repeats: Repeats = 50,
 ) -> pd.DataFrame:
@@ -301,6 +301,7 @@ def compare(
     baseline = next(iter(networks), None) if baseline is None else baseline
     if baseline not in networks:
         raise ValueError(f"baseline must be one of the networks {[*networks]}, got {baseline!r}")
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
     device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
     times = _latencies(networks, input_shape, threads, repeats)
@@ -308,8 +309,7 @@ def compare(
     table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
     first, accuracies = table.loc[baseline], table.pop("accuracy")
     columns = ["size_mb", "storage", "parameters", "nonzeros", "macs"]
-    table["size_mb"] = table["bytes"] / 1e6
-    table["compression"] = first["bytes"] / table["bytes"]
+    table["size_mb"], table["compression"] = table["bytes"] / 1e6, first["bytes"] / table["bytes"]
     table["speedup"] = first["latency_ms"] / table["latency_ms"]
     if data is not None:
         table[["correct", "total"]] = [(one.correct, one.total) for one in accuracies]

@@ -43,7 +43,7 @@ Schedule = Literal["cosine", "one_cycle"]
 
 @checked
 def fit(
-    model: nn.Module,  # maps normalised images, B x 3 x 32 x 32, to logits, B x classes; trained in place
+    model: nn.Module,  # maps normalised images, B x 3 x H x W, to logits, B x classes; trained in place
     data: Data,  # trains on data.train and measures on data.validation; data.test is not touched
     *,
     epochs: Count,  # passes over data.train
