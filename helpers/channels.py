@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,10 +15,24 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import evaluating, measure
+from helpers.networks import narrow, outputs, refusing, widen
 from helpers.pruning import Scope, _known, prunable, prune_once
-from helpers.types import Count, Names, Share, ShareBelowOne, by_name, checked, several, table, tensor
+from helpers.types import (
+    Count,
+    Names,
+    Network,
+    Share,
+    ShareBelowOne,
+    by_name,
+    checked,
+    several,
+    table,
+    tensor,
+)
 
 Scan = table("layer", "ratio", "recalibrated")
+WHY = "since more depends on their channels than the layers behind them"
+VISITS = 3_000  # of layers and operations, while what depends on a layer's channels is looked for
 SCORES = {  # the words of this series, and torch-pruning's
     "magnitude": "GroupMagnitudeImportance",
     "batchnorm": "BNScaleImportance",
@@ -26,7 +42,7 @@ SCORES = {  # the words of this series, and torch-pruning's
 
 @checked
 def prune_channels(
-    model: nn.Module,
+    model: Network,
     example: tensor(),
     ratio: ShareBelowOne | by_name(ShareBelowOne),
     importance: Literal["magnitude", "batchnorm", "gradient"] = "magnitude",
@@ -38,11 +54,14 @@ def prune_channels(
     """Take whole channels away, with all in other layers that depends on them: a smaller network (Li 2017).
 
     The bookkeeping (a channel gone here is an input gone there, a residual sum ties layers together) is
-    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module.
+    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module. It was
+    run in both modes, and answers as ``model`` would if what reads these channels were zero.
 
     Args:
         model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
             channels cannot go one by one: on both sides of a grouped convolution, before group normalisation.
+            Others that more depends on than the layers behind them (before a layer normalisation, inside
+            attention, where the network's outputs are) are left alone with a warning that names them.
         example: an input it takes, for example 1 x 3 x 32 x 32.
         ratio: share of each layer's channels to remove, or {layer name: share}; layers it does not name keep
             theirs. Of layers that are tied to each other, the smallest share given for any of them counts.
@@ -66,35 +85,137 @@ def prune_channels(
         raise ValueError('scope must be "layer" where ratio names layers, got "global"')
     if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
         raise ValueError('importance "gradient" needs gradients: call backward on a batch first')
-    smaller = copy.deepcopy(model).requires_grad_(True)  # the graph is read off autograd's
-    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
-        mine.grad = theirs.grad
-    with evaluating(smaller), torch.enable_grad():
-        with _refusing(f"example must be an input that the model takes, got {tuple(example.shape)}"):
-            example = example.to(next(smaller.parameters()))
-            outputs = smaller(example).shape
-        with _refusing("model must be a network whose channels can go"):
-            graph = torch_pruning.DependencyGraph().build_dependency(smaller, example)
-            groups = _groups(graph, shares, getattr(torch_pruning.importance, SCORES[importance])())
-            for group, scores, share in _ranked(groups, ratio) if scope == "global" else groups:
-                gone = _lowest(scores, share, round_to)
-                if gone:
-                    graph.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, gone).prune()
-            left = smaller(example).shape
-    if left != outputs:
-        raise ValueError("skip must name the layer whose outputs are the network's: they would become fewer")
+    graph, *_ = _traced(model, example)
+    with refusing("model must be a network whose channels can go"):
+        groups, alone = _groups(graph, shares, getattr(torch_pruning.importance, SCORES[importance])())
+    ranked = _ranked(groups, ratio) if scope == "global" else groups
+    plan = {name: gone for name, scores, share in ranked if (gone := _lowest(scores, share, round_to))}
+    smaller, leaking = _carried_out(model, example, plan)
+    while leaking:
+        alone, plan = alone + leaking, {name: gone for name, gone in plan.items() if name not in leaking}
+        smaller, leaking = _carried_out(model, example, plan)
+    if alone and not plan:
+        raise ValueError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
+    if alone:
+        warnings.warn(f"left alone, {WHY}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
         mine.grad = None
         mine.requires_grad_(theirs.requires_grad)
-    return smaller
+    return narrow(smaller, model)
 
 
-@contextmanager
-def _refusing(sentence: str) -> Iterator[None]:
+class _Counted(list):
+    """What depends on a layer: notes who comes by, and ends a search that would not end."""
+
+    def __init__(self, dependencies: Iterable, layer: nn.Module, visits: list[nn.Module]) -> None:
+        super().__init__(dependencies)
+        self.layer, self.visits = layer, visits
+
+    def __iter__(self) -> Iterator:
+        self.visits.append(self.layer)
+        if len(self.visits) > VISITS:
+            raise RecursionError(f"what depends on its channels was not found in {VISITS} steps")
+        return super().__iter__()
+
+
+def _traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
+    """Return torch-pruning's graph of a copy; random pictures; whether auxiliary outputs are in the graph."""
+    import torch_pruning
+
+    network = widen(copy.deepcopy(model)).requires_grad_(True)  # the graph is read off autograd's
+    for mine, theirs in zip(network.parameters(), model.parameters(), strict=True):
+        mine.grad = None if theirs.grad is None else theirs.grad.to(mine.dtype)
+    like, generator = next(network.parameters()), torch.Generator().manual_seed(0)
+    pictures = torch.randn(2, *example.shape[1:], generator=generator).to(like)
+    with evaluating(network), torch.enable_grad():
+        with refusing(f"example must be an input that the model takes, got {tuple(example.shape)}"):
+            outputs(network, example.to(like), training=False)
+        try:
+            training = bool(outputs(network, pictures, training=True))
+        except Exception:  # in train mode it takes larger pictures only, as Inception does
+            training = False
+        with refusing("model must be a network whose channels can go"):
+            run = partial(outputs, training=training)
+            graph = torch_pruning.DependencyGraph().build_dependency(network, pictures, run, verbose=False)
+    graph.visits = []
+    for node in graph.module2node.values():
+        node.dependencies = _Counted(node.dependencies, node.module, graph.visits)
+    return graph, pictures, training
+
+
+def _group(graph: Any, layer: nn.Module, channels: Iterable[int]) -> Any:
+    graph.visits.clear()
+    return graph.get_pruning_group(
+        layer, graph.get_pruner_of_module(layer).prune_out_channels, list(channels)
+    )
+
+
+def _parts(graph: Any, group: Any, ends: bool) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Yield weights that make a group's channels (at their ends: that read them), dimension, places."""
+    for dep, places in group:
+        layer = dep.target.module
+        reads = not graph.is_out_channel_pruning_fn(dep.handler)
+        if reads == ends and isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+            dimension = int(reads != getattr(layer, "transposed", False))
+            yield layer.weight, dimension, torch.tensor(places, device=layer.weight.device)
+
+
+@torch.enable_grad()
+def _carried_out(
+    model: nn.Module, example: Tensor, plan: dict[str, list[int]]
+) -> tuple[nn.Module, list[str]]:
+    """Return a copy without the planned channels, or the layers on whose channels more depends than is known.
+
+    What reads a channel is first set to zero. No output may then depend on it any more, by autograd's word,
+    and the smaller network must answer as this one.
+    """
+    graph, pictures, training = _traced(model, example)
+    network = graph.model
+    layers = {name: network.get_submodule(name) for name in plan}
+    groups = {name: _group(graph, layers[name], gone) for name, gone in plan.items()}
+    for group in groups.values():
+        for weight, dimension, places in _parts(graph, group, ends=True):
+            weight.data.index_fill_(dimension, places, 0)
+    found, before = (outputs(network, pictures, training=mode) for mode in (training, False))
+    makers = {name: [*_parts(graph, group, ends=False)] for name, group in groups.items()}
+    weights = list({weight: None for parts in makers.values() for weight, _, _ in parts})
+    total = sum((one * torch.randn_like(one)).sum() for one in found)
+    slopes = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True) if weights else ()
+    slope = dict(zip(weights, slopes, strict=True))
+    leaking = [
+        n for n, parts in makers.items() if any(slope[w].index_select(d, p).any() for w, d, p in parts)
+    ]
+    if leaking:
+        return network, leaking
     try:
-        yield
-    except Exception as error:  # whatever torch and torch-pruning raise on what they were not made for
-        raise ValueError(f"{sentence} ({error})") from error
+        for name, gone in plan.items():
+            _group(graph, layers[name], gone).prune()
+        if len([*network.parameters()]) != len([*model.parameters()]):
+            raise ValueError("two layers share its weights")
+        with torch.no_grad():
+            shapes = [one.shape for one in outputs(network, pictures, training=training)]
+            after = outputs(network, pictures, training=False)
+        if shapes != [one.shape for one in found] or not all(map(_close, after, before)):
+            raise ValueError("the rest of the network takes other channels for them")
+    except Exception as error:  # torch's and torch-pruning's, too
+        whole = [{name: plan[name] for name in [*plan][: count + 1]} for count in range(len(plan))]
+        first = bisect_left(whole[:-1], True, key=lambda part: _fails(model, example, part))
+        raise ValueError(f"skip must name {[*plan][first]}, whose channels cannot go ({error})") from error
+    return network, []
+
+
+def _fails(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> bool:
+    try:
+        _carried_out(model, example, plan)
+    except ValueError:
+        return True
+    return False
+
+
+def _close(after: Tensor, before: Tensor) -> bool:
+    across = (before - before.mean(0)).abs().max()  # what pictures change is small in some networks
+    same = after.shape == before.shape
+    return same and bool((after - before).abs().max() <= 0.01 * across + 1e-5 * before.abs().max())
 
 
 def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, ...]) -> dict[str, float]:
@@ -116,30 +237,45 @@ def _classifier(model: nn.Module) -> str | None:
 def _divided(layer: nn.Module) -> bool:
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups > 1
-    return 1 < getattr(layer, "groups", 1) < getattr(layer, "out_channels", 1)  # a depthwise one has as many
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and not groups == layer.in_channels == layer.out_channels  # a depthwise one has as many
 
 
-def _groups(graph: Any, shares: dict[str, float], score: Callable) -> list[tuple[Any, Tensor, float]]:
-    """Return the groups of layers with tied outputs: the group, its channels' scores, the share that goes."""
+def _groups(
+    graph: Any, shares: dict[str, float], score: Callable
+) -> tuple[list[tuple[str, Tensor, float]], list[str]]:
+    """Return the groups of layers with tied outputs, by the first: its name, its channels' scores, the share
+    that goes; and the layers for which nobody can tell what is tied to them.
+    """
     given = {graph.model.get_submodule(name): share for name, share in shares.items()}
-    found = []
-    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+    names = {layer: name for name, layer in graph.model.named_modules()}
+    groups, alone, seen = [], [], set()
+    for layer in list(graph.module2node):
+        if layer in seen or not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        try:
+            group = _group(graph, layer, range(len(layer.weight)))
+        except RecursionError:
+            seen.update(graph.visits)
+            alone += [names[layer]] if given.get(layer) else []
+            continue
         tied = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
-        share = min((given[layer] for layer in tied if layer in given), default=0.0)
+        seen.update(tied)
+        share = min((given[one] for one in tied if one in given), default=0.0)
         if share > 0 and not any(_divided(dep.target.module) for dep, _ in group):
             scores = score(group)
             if scores is None:
                 raise ValueError('importance "batchnorm" needs a normalisation behind each of its layers')
-            found.append((group, scores.detach(), share))
-    return found
+            groups.append((names[layer], scores.detach(), share))
+    return groups, alone
 
 
-def _ranked(groups: list[tuple[Any, Tensor, float]], ratio: float) -> list[tuple[Any, Tensor, float]]:
+def _ranked(groups: list[tuple[str, Tensor, float]], ratio: float) -> list[tuple[str, Tensor, float]]:
     """Return the groups with the share of each that is among the lowest ``ratio`` of all channels."""
     sizes = [len(scores) for _, scores, _ in groups]
     ranks = torch.cat([torch.empty(0), *(scores.cpu() for _, scores, _ in groups)]).argsort().argsort()
     low = (ranks < round(ratio * len(ranks))).float().split(sizes)
-    return [(group, scores, float(part.mean())) for (group, scores, _), part in zip(groups, low, strict=True)]
+    return [(name, scores, float(part.mean())) for (name, scores, _), part in zip(groups, low, strict=True)]
 
 
 def _lowest(scores: Tensor, share: float, round_to: int) -> list[int]:

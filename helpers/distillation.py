@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.types import Share, checked, real, shown, tensor
+from helpers.networks import logits_of
+from helpers.types import Network, Share, checked, real, shown, tensor
 
 Temperature = real(ge=1e-3, le=1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
 
@@ -93,7 +94,7 @@ class DistillationLoss(nn.Module):
     """
 
     @checked
-    def __init__(self, teacher: nn.Module, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
+    def __init__(self, teacher: Network, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
         super().__init__()
         self.temperature, self.alpha = temperature, alpha
         self.teacher = copy.deepcopy(teacher).requires_grad_(False)
@@ -105,7 +106,7 @@ class DistillationLoss(nn.Module):
     def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of a batch: student_logits B x C, images B x 3 x H x W, labels B."""
         with torch.no_grad():
-            teacher_logits = self.teacher.eval()(images)  # whatever mode the loss is in
+            teacher_logits = logits_of(self.teacher.eval()(images))  # whatever mode the loss is in
         return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
 
 

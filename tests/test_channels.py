@@ -1,5 +1,6 @@
 """Channels that go: which, how many, and that the rest of the network still means what it meant."""
 
+import re
 import sys
 
 import pandas as pd
@@ -36,6 +37,42 @@ class Residual(nn.Module):
         return self.head((features + self.body(features).relu()).mean((2, 3)))
 
 
+class Concatenated(nn.Module):
+    """One layer reads the outputs of two, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3), nn.Linear(12, 4)
+
+    def forward(self, images):
+        return self.head(torch.cat([self.two(images), self.one(images)], 1).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One layer is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, images):
+        return self.head(self.twice(self.twice(self.stem(images)).relu()).mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a channel is multiplied by what all channels say."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images):
+        features = self.stem(images)
+        gate = self.up(self.down(features.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head((features * gate).mean((2, 3)))
+
+
 DEAD = [1, 4, 6]
 FLAT = [place for channel in DEAD for place in range(4 * channel, 4 * channel + 4)]  # 2 x 2 places a channel
 PLAIN = nn.Sequential(
@@ -48,6 +85,9 @@ DEPTHWISE = nn.Sequential(
     nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1),
     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
 )  # fmt: skip
+TRANSPOSED = nn.Sequential(
+    nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -57,8 +97,12 @@ DEPTHWISE = nn.Sequential(
         (Residual(), {"stem": DEAD, "body": DEAD}, {"body": DEAD, "head": DEAD}),
         (FLATTENED, {"0": DEAD}, {"4": FLAT}),
         (DEPTHWISE, {"0": DEAD, "1": DEAD, "2": DEAD, "3": DEAD}, {"4": DEAD}),
+        (Concatenated(), {"one": DEAD}, {"head": [4 + place for place in DEAD]}),
+        (Shared(), {"stem": DEAD, "twice": DEAD}, {"twice": DEAD, "head": DEAD}),
+        (Gated(), {"stem": DEAD, "up": DEAD}, {"down": DEAD, "head": DEAD}),
+        (TRANSPOSED, {"0": DEAD}, {}),
     ],
-    ids=["plain", "residual", "flattened", "depthwise"],
+    ids=["plain", "residual", "flattened", "depthwise", "concatenated", "shared", "gated", "transposed"],
 )
 def test_a_network_answers_as_before_once_its_dead_channels_are_pruned_away(model, rows, columns):
     model = model.double().eval()
@@ -71,10 +115,128 @@ def test_a_network_answers_as_before_once_its_dead_channels_are_pruned_away(mode
             model.get_submodule(name).bias[dead] = 0
         for name, dead in columns.items():
             model.get_submodule(name).weight[:, dead] = 0
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer.weight[DEAD] = 0
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     smaller = prune_channels(model, images[:1], {next(iter(rows)): len(DEAD) / 8}, round_to=1)
     assert outputs(smaller, *rows) == [5] * len(rows)
     assert torch.allclose(smaller(images), model(images), rtol=1e-12, atol=0)
+
+
+class Halves(nn.Module):
+    """Half of the channels gate the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Linear(8, 4)
+
+    def forward(self, images):
+        one, other = self.stem(images).chunk(2, 1)
+        return self.head((one * other.sigmoid()).mean((2, 3)))
+
+
+class Attended(nn.Module):
+    """Patches that attend to each other, and a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.attention = (
+            nn.Conv2d(3, 16, 4, stride=4),
+            nn.MultiheadAttention(16, 2, batch_first=True),
+        )
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).mT
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.head((tokens + self.down(self.up(self.norm(tokens)).relu())).mean(1))
+
+
+class Functional(nn.Module):
+    """A layer whose weights are read instead of calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.middle, self.last, self.head = (
+            nn.Conv2d(3, 16, 3),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, images):
+        features = nn.functional.linear(self.stem(images).mean((2, 3)), self.middle.weight)
+        return self.head(self.last(features).relu())
+
+
+def between(*layers, inputs=16):
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 4)]
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *layers, *tail)
+
+
+@pytest.mark.parametrize(
+    ("model", "stays"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), *between(nn.Conv2d(16, 16, 3, groups=4))[1:]), None),
+        (between(nn.Conv2d(16, 8, 3, groups=4), inputs=8), "0"),
+        (between(nn.Conv2d(16, 8, 3, groups=8), inputs=8), "0"),
+        (between(nn.Conv2d(16, 32, 3, groups=16), inputs=32), "0"),
+        (between(nn.GroupNorm(4, 16)), "0"),
+        (between(nn.GroupNorm(1, 16)), "0"),
+        (between(nn.LayerNorm([16, 8, 8])), "0"),
+        (between(nn.LocalResponseNorm(3)), "0"),
+        (between(nn.Softmax(1)), "0"),
+        (between(nn.PixelShuffle(2), inputs=4), "0"),
+        (between(nn.ChannelShuffle(4)), "0"),
+        (Halves(), "stem"),
+        (Attended(), "patches"),
+        (Functional(), "stem"),
+    ],
+    ids=[
+        "grouped", "grouped to fewer", "one output a group", "two outputs a group", "GroupNorm", "GroupNorm(1)", "LayerNorm",
+        "LocalResponseNorm", "softmax", "pixel shuffle", "channel shuffle", "halves", "attention", "functional",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_whatever_the_topology_the_smaller_network_answers_as_with_dead_channels_or_is_refused(
+    model, stays, ratio, recwarn
+):
+    """Each smallest channel is dead already: its weights and those that read it are zero, in half of each layer."""
+    if stays is None:  # a wider convolution in front of a grouped one
+        model[0], model[2] = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 16, 3, groups=4)
+        stays = "0"
+    model = model.eval()
+    images = torch.randn(3, 3, 10 if stays == "0" else 12, 10 if stays == "0" else 12)
+    try:
+        smaller = prune_channels(model, images[:1], ratio, round_to=1)
+    except ValueError as refused:
+        assert re.match(r"(model|skip) must .*" + stays, str(refused))  # noqa: PT017
+        return
+    assert outputs(smaller, stays) == outputs(model, stays)
+    after = {name: weight for name, weight in pruning.prunable(smaller).items()}
+    assert any(weight.shape != after[name].shape for name, weight in pruning.prunable(model).items())
+    with (
+        torch.no_grad()
+    ):  # what went reads as zero: those columns of the larger network that the smaller one has no more
+        for name, weight in pruning.prunable(model).items():
+            if weight.shape[1:] != after[name].shape[1:]:
+                kept = [
+                    column
+                    for column in range(weight.shape[1])
+                    if any(
+                        torch.equal(weight[: len(after[name]), column], other)
+                        or torch.isin(other, weight[:, column]).all()
+                        for other in after[name].unbind(1)
+                    )
+                ]
+                weight[:, [column for column in range(weight.shape[1]) if column not in kept]] = 0
+    assert torch.allclose(smaller(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 # -- how many --------------------------------------------------------------------------------------------------------
@@ -238,8 +400,8 @@ class Fixed(nn.Module):
     ("model", "importance", "message"),
     [
         (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)), "batchnorm", 'model must.*"batchnorm" needs'),
-        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), "magnitude", "skip must name"),
-        (Fixed(), "magnitude", "model must be a network whose channels can go"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3)), "magnitude", "model must be a network whose channels can go, .*: 0$"),
+        (Fixed(), "magnitude", "model must be a network whose channels can go, .*: convolution$"),
     ],
 )  # fmt: skip
 def test_prune_channels_refuses_what_it_cannot_do(model, importance, message):
