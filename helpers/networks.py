@@ -81,6 +81,7 @@ def outputs(model: nn.Module, pictures: Tensor, *, training: bool) -> list[Tenso
     return found
 
 
+@checked
 @contextmanager
 def refusing(sentence: str) -> Iterator[None]:
     """Turn what libraries raise on what they were not made for into a ValueError that says ``sentence``."""

@@ -17,8 +17,20 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import predict
+from helpers.networks import check_plain
 from helpers.profiling import calls, hooked
-from helpers.types import Count, Names, PositiveShare, Shape, Whole, by_name, checked, several, tensor
+from helpers.types import (
+    Count,
+    Names,
+    Network,
+    PositiveShare,
+    Shape,
+    Whole,
+    by_name,
+    checked,
+    several,
+    tensor,
+)
 
 Layer = nn.Conv2d | nn.Linear
 Scheme = Literal["channel", "spatial"]
@@ -50,8 +62,14 @@ def break_even_rank(module: Layer, scheme: Scheme = "channel") -> int:
 
 
 @checked
-def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
-    """Return every Conv2d and Linear by name, in order, but those in ``skip``."""
+def factorizable(model: Network, skip: Names = ()) -> dict[str, nn.Module]:
+    """Return every Conv2d and Linear by name, in order, but those in ``skip``.
+
+    Left out, too, are the parts of PyTorch's attention, which reads their weights instead of calling them.
+    """
+    check_plain(model)
+    readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    read = {part for module in model.modules() if isinstance(module, readers) for part in module.children()}
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
     known("skip", skip, layers)
     owners: dict[int, str] = {}
@@ -59,7 +77,7 @@ def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
         owner = owners.setdefault(id(layer.weight), name)
         if owner != name and name not in skip:
             raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
-    return {name: layer for name, layer in layers.items() if name not in skip}
+    return {name: layer for name, layer in layers.items() if name not in skip and layer not in read}
 
 
 def known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:
@@ -113,11 +131,11 @@ def positions(
     if input_shape is None:
         return {name: (getattr(layer, "stride", (1, 1))[1], 1) for name, layer in layers.items()}
     found = dict.fromkeys(layers, (0, 0))
-    for name, layer, run in calls(model, input_shape):
-        if name in layers:
-            before, after = run.args[0].shape, run().shape
-            count = math.prod(after) // len(layer.weight)
-            tall = count * before[3] // after[3] if isinstance(layer, nn.Conv2d) else count
+    for call in calls(model, input_shape):
+        if (name := call.name) in layers:
+            before, after = call.run.args[0].shape, call.output_shape
+            count = math.prod(after) // len(call.layer.weight)
+            tall = count * before[3] // after[3] if isinstance(call.layer, nn.Conv2d) else count
             found[name] = found[name][0] + tall, found[name][1] + count
     return found
 

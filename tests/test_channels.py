@@ -1,6 +1,6 @@
 """Channels that go: which, how many, and that the rest of the network still means what it meant."""
 
-import re
+import copy
 import sys
 
 import pandas as pd
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torchvision.models import SwinTransformer
 
 from helpers import channels, models, profiling, pruning
 from helpers.channels import prune_channels
@@ -115,7 +116,7 @@ def test_a_network_answers_as_before_once_its_dead_channels_are_pruned_away(mode
             model.get_submodule(name).bias[dead] = 0
         for name, dead in columns.items():
             model.get_submodule(name).weight[:, dead] = 0
-        for name, layer in model.named_modules():
+        for layer in model.modules():
             if isinstance(layer, nn.ConvTranspose2d):
                 layer.weight[DEAD] = 0
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
@@ -180,63 +181,111 @@ def between(*layers, inputs=16):
     return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *layers, *tail)
 
 
+class Auxiliary(nn.Module):
+    """In train mode a second head reads what the first reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.second = nn.Conv2d(3, 16, 3), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, images):
+        features = self.stem(images).relu().mean((2, 3))
+        return (self.head(features), self.second(features)) if self.training else self.head(features)
+
+
+DIVIDED = "it keeps its channels"  # as documented, without a word
+REFUSED = r"model must be a network whose channels can go, since more .*: {}$"
+
+
 @pytest.mark.parametrize(
-    ("model", "stays"),
+    ("model", "name", "dead", "outcome"),
     [
-        (nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), *between(nn.Conv2d(16, 16, 3, groups=4))[1:]), None),
-        (between(nn.Conv2d(16, 8, 3, groups=4), inputs=8), "0"),
-        (between(nn.Conv2d(16, 8, 3, groups=8), inputs=8), "0"),
-        (between(nn.Conv2d(16, 32, 3, groups=16), inputs=32), "0"),
-        (between(nn.GroupNorm(4, 16)), "0"),
-        (between(nn.GroupNorm(1, 16)), "0"),
-        (between(nn.LayerNorm([16, 8, 8])), "0"),
-        (between(nn.LocalResponseNorm(3)), "0"),
-        (between(nn.Softmax(1)), "0"),
-        (between(nn.PixelShuffle(2), inputs=4), "0"),
-        (between(nn.ChannelShuffle(4)), "0"),
-        (Halves(), "stem"),
-        (Attended(), "patches"),
-        (Functional(), "stem"),
-    ],
-    ids=[
-        "grouped", "grouped to fewer", "one output a group", "two outputs a group", "GroupNorm", "GroupNorm(1)", "LayerNorm",
-        "LocalResponseNorm", "softmax", "pixel shuffle", "channel shuffle", "halves", "attention", "functional",
+        (between(), "0", [1, 4, 6], 13),
+        (between(nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=16, bias=False)), "0", [1, 4, 6], 13),
+        (between(nn.InstanceNorm2d(16), nn.PReLU(16), nn.MaxPool2d(2)), "0", [1, 4, 6], 13),
+        (between(nn.Conv2d(16, 4, 3, groups=4), inputs=4), "0", [1, 4, 6], DIVIDED),
+        (between(nn.Conv2d(16, 8, 3, groups=4), inputs=8), "0", [1, 4, 6], DIVIDED),
+        (between(nn.Conv2d(16, 32, 3, groups=16), inputs=32), "0", [1, 4, 6], DIVIDED),
+        (between(nn.ConvTranspose2d(16, 16, 2, groups=4)), "0", [1, 4, 6], DIVIDED),
+        (between(nn.GroupNorm(4, 16)), "0", [1, 4, 6], DIVIDED),
+        (between(nn.GroupNorm(1, 16)), "0", [1, 4, 6], REFUSED),
+        (between(nn.LayerNorm([16, 8, 8])), "0", [1, 4, 6], REFUSED),
+        (between(nn.LocalResponseNorm(3)), "0", [1, 4, 6], REFUSED),
+        (between(nn.Softmax(1)), "0", [1, 4, 6], REFUSED),
+        (between(nn.ChannelShuffle(4)), "0", [1, 4, 6], REFUSED),
+        (between(nn.PixelShuffle(2), inputs=4), "0", [4, 5, 6, 7], 12),
+        (between(nn.Upsample(scale_factor=2), nn.ZeroPad2d(1), nn.AvgPool2d(2)), "0", [1, 4, 6], 13),
+        (between(nn.Flatten(), nn.Unflatten(1, (16, 8, 8))), "0", [1, 4, 6], "skip must name 0, whose channels cannot go"),
+        (Halves(), "stem", [3, 11], 14),
+        (Attended(), "patches", [1, 4, 6], REFUSED),
+        (Attended(), "up", [1, 4, 6], 29),
+        (Functional(), "stem", [1, 4, 6], REFUSED),
+        (Functional(), "last", [1, 4, 6], 13),
+        (Auxiliary(), "stem", [1, 4, 6], 13),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("ratio", [0.25, 0.5])
-def test_whatever_the_topology_the_smaller_network_answers_as_with_dead_channels_or_is_refused(
-    model, stays, ratio, recwarn
-):
-    """Each smallest channel is dead already: its weights and those that read it are zero, in half of each layer."""
-    if stays is None:  # a wider convolution in front of a grouped one
-        model[0], model[2] = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 16, 3, groups=4)
-        stays = "0"
-    model = model.eval()
-    images = torch.randn(3, 3, 10 if stays == "0" else 12, 10 if stays == "0" else 12)
-    try:
-        smaller = prune_channels(model, images[:1], ratio, round_to=1)
-    except ValueError as refused:
-        assert re.match(r"(model|skip) must .*" + stays, str(refused))  # noqa: PT017
+def test_whatever_the_topology_dead_channels_go_without_a_trace_or_are_kept(model, name, dead, outcome):
+    model, images = model.double().eval(), torch.randn(3, 3, 10, 10).double()
+    if isinstance(model, (Attended, Halves)):
+        images = torch.randn(3, 3, 12, 12).double()
+    layer, whole = model.get_submodule(name), len(model.get_submodule(name).weight)
+    with torch.no_grad():
+        for other in model.modules():
+            if isinstance(other, (nn.Conv2d, nn.Linear)):
+                other.weight.copy_(0.1 * other.weight.sign())  # no channel is read more than another
+        layer.weight[dead] = 0
+        layer.bias[dead] = 0
+    if isinstance(outcome, str) and outcome != DIVIDED:
+        with pytest.raises(ValueError, match=outcome.format(name)):
+            prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
         return
-    assert outputs(smaller, stays) == outputs(model, stays)
-    after = {name: weight for name, weight in pruning.prunable(smaller).items()}
-    assert any(weight.shape != after[name].shape for name, weight in pruning.prunable(model).items())
-    with (
-        torch.no_grad()
-    ):  # what went reads as zero: those columns of the larger network that the smaller one has no more
-        for name, weight in pruning.prunable(model).items():
-            if weight.shape[1:] != after[name].shape[1:]:
-                kept = [
-                    column
-                    for column in range(weight.shape[1])
-                    if any(
-                        torch.equal(weight[: len(after[name]), column], other)
-                        or torch.isin(other, weight[:, column]).all()
-                        for other in after[name].unbind(1)
-                    )
-                ]
-                weight[:, [column for column in range(weight.shape[1]) if column not in kept]] = 0
-    assert torch.allclose(smaller(images), model(images), rtol=1e-4, atol=1e-5)
+    smaller = prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
+    assert outputs(smaller, name) == [whole if outcome == DIVIDED else outcome]
+    for mode in (True, False):
+        found, wanted = (network.train(mode)(images) for network in (smaller, model))
+        assert torch.allclose(torch.cat([*found]), torch.cat([*wanted]), rtol=1e-10, atol=1e-12)
+
+
+def test_of_several_layers_the_one_whose_channels_cannot_go_is_named_and_others_can_be_pruned():
+    model = between(nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Unflatten(1, (16, 8, 8)), nn.Conv2d(16, 16, 1))
+    example = torch.randn(1, 3, 10, 10)
+    with pytest.raises(ValueError, match=r"^skip must name 2, whose channels cannot go"):
+        prune_channels(model, example, 0.5)
+    assert outputs(prune_channels(model, example, 0.5, skip=["2"]), "0", "2", "5") == [8, 16, 8]
+
+
+def test_layers_that_keep_their_channels_because_more_depends_on_them_are_named():
+    with pytest.warns(UserWarning, match=r"left alone, since more depends .*: down, patches"):
+        smaller = prune_channels(Attended(), torch.randn(1, 3, 12, 12), 0.5)
+    assert outputs(smaller, "patches", "up", "down") == [16, 16, 16]
+
+
+def test_layers_that_share_one_weight_are_named():
+    model = between(nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    model[4].weight = model[2].weight
+    with pytest.raises(ValueError, match=r"skip must name .*two layers share its weights"):
+        prune_channels(model, torch.randn(1, 3, 10, 10), 0.5)
+
+
+def test_a_search_that_would_not_end_ends_and_the_rest_is_pruned():
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=10).eval()
+    with pytest.warns(UserWarning, match="left alone, .*features.0.0"):
+        smaller = prune_channels(model, PICTURE, 0.5)
+    hidden = ["features.1.0.mlp.0", "features.3.0.mlp.0"]
+    assert outputs(model, *hidden) == [64, 128]
+    assert outputs(smaller, *hidden) == [32, 64]
+    assert smaller(PICTURE).shape == (1, 10)
+
+
+def test_a_network_in_half_precision_loses_the_channels_that_it_loses_in_float32():
+    model = models.build("tiny_convnet", width=0.5).half()
+    smaller, wanted = (prune_channels(one, PICTURE, 0.5) for one in (model, copy.deepcopy(model).float()))
+    assert all(
+        torch.equal(a, b.to(a.dtype))
+        for a, b in zip(smaller.state_dict().values(), wanted.state_dict().values(), strict=True)
+    )
+    assert {weight.dtype for weight in smaller.parameters()} == {torch.float16}
 
 
 # -- how many --------------------------------------------------------------------------------------------------------
