@@ -8,6 +8,10 @@ their two parts after.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,8 +21,8 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import predict
-from helpers.networks import check_plain
-from helpers.profiling import calls, hooked
+from helpers.networks import check_plain, outputs, refusing
+from helpers.runs import calls, example_of, hooked
 from helpers.types import (
     Count,
     Names,
@@ -78,6 +82,37 @@ def factorizable(model: Network, skip: Names = ()) -> dict[str, nn.Module]:
         if owner != name and name not in skip:
             raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
     return {name: layer for name, layer in layers.items() if name not in skip and layer not in read}
+
+
+@torch.no_grad()
+def runs_of(
+    model: nn.Module, skip: tuple[str, ...], input_shape: tuple[int, ...], pictures: Split | None
+) -> tuple[list[Callable], tuple[str, ...]]:
+    """Return what runs a network, as in training and in eval mode, as far as ``model`` can; and ``skip``,
+    with the layers that no run calls: others read their weights, if anybody does.
+    """
+    shape = input_shape if pictures is None else (1, *pictures.images.shape[1:])
+    example, runs, called = example_of(model, shape), [], set()
+    layers = factorizable(model, skip)
+    with hooked(layers, lambda name, *rest: called.add(name)):
+        for training in (True, False):
+            run = partial(outputs, pictures=example, training=training)
+            with suppress(Exception):  # whatever a network raises on pictures that it was not made for
+                run(model)
+                runs.append(run)
+    if not runs:
+        warnings.warn(f"the result was not run: model does not take input_shape {shape}", stacklevel=4)
+        return runs, skip
+    return runs, (*skip, *(name for name in layers if name not in called))
+
+
+@torch.no_grad()
+def tried(model: nn.Module, runs: list[Callable]) -> nn.Module:
+    """Return ``model`` once it has been run."""
+    with refusing("skip must name the layers that this network reads besides calling them"):
+        for run in runs:
+            run(model)
+    return model
 
 
 def known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:

@@ -74,8 +74,10 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "muon.orthogonalize": "runs in every step",
     "plotting.*": "draws the tables that our own functions return",
     "quantization.round_to_grid": "hands all of it to symmetric_grid",
+    "ranks.runs_of": "behind low_rank, which checks",
     "ranks.known": "takes a function's own arguments: it is a check itself",
     "ranks.sides": "behind low_rank, which checks",
+    "ranks.tried": "behind low_rank, which checks",
     "types.*": "makes the checks",
     "*.load_state_dict": "takes what state_dict gave",
 }
