@@ -321,12 +321,10 @@ def _take_apart(
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Factors]]:
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
-    layers = factorizable(model, skip)
-    if not layers:
+    if not (layers := factorizable(model, skip)):
         raise ValueError("model must have a Conv2d or Linear besides those in skip, got none")
-    for name, layer in layers.items():
-        if not layer.weight.isfinite().all():
-            raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
+    for name in (name for name, layer in layers.items() if not layer.weight.isfinite().all()):
+        raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
     positions = choosing.positions(model, layers, input_shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     schemes = ("channel", "spatial") if scheme == "auto" else (scheme,)

@@ -43,13 +43,14 @@ def check_plain(model: nn.Module) -> None:
 def _not_plain(layer: nn.Module) -> str:
     parameters = layer._parameters
     if parametrize.is_parametrized(layer):
-        return "is parametrized: call torch.nn.utils.parametrize.remove_parametrizations(layer, name) first"
+        own = next(iter(layer.parametrizations))
+        return f"is parametrized: torch.nn.utils.parametrize.remove_parametrizations(layer, {own!r}) first"
     if "weight_g" in parameters:
-        return "has weight normalisation: call torch.nn.utils.remove_weight_norm(layer) first"
-    for original in (name for name in parameters if name.endswith("_orig")):
-        if original.replace("_orig", "_mask") in layer._buffers:
-            return "is masked: call torch.nn.utils.prune.remove(layer, name) first"
-        return "has spectral normalisation: call torch.nn.utils.remove_spectral_norm(layer) first"
+        return "has weight normalisation: torch.nn.utils.remove_weight_norm(layer) first"
+    for own in (name.removesuffix("_orig") for name in parameters if name.endswith("_orig")):
+        if f"{own}_mask" in layer._buffers:
+            return f"is masked: torch.nn.utils.prune.remove(layer, {own!r}) first"
+        return f"has spectral normalisation: torch.nn.utils.remove_spectral_norm(layer, {own!r}) first"
     kinds = {type(one).__name__ for one in parameters.values() if one is not None} - {"Parameter"}
     if kinds or (type(layer).__module__.startswith("torch.ao.nn") and ".quantized" in type(layer).__module__):
         return f"is {', '.join(kinds) or 'quantized'}: prune, factorize and round before quantizing"
