@@ -98,13 +98,30 @@ def _parts(graph: Any, group: Any, ends: bool) -> Iterator[tuple[nn.Module, int,
             yield layer, dimension, torch.tensor(places, device=layer.weight.device)
 
 
-@torch.enable_grad()
 def without(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> tuple[nn.Module, list[str]]:
     """Return a copy without the planned channels, or the layers on whose channels more depends than is known.
 
     What reads a channel is first set to zero. No output may then depend on it any more, by autograd's word,
     whatever it holds; and the smaller network must answer as this one.
     """
+    try:
+        return _attempt(model, example, plan)
+    except Exception as error:  # torch's and torch-pruning's, too
+        parts = [{name: plan[name] for name in [*plan][: count + 1]} for count in range(len(plan) - 1)]
+        first = bisect_left(parts, True, key=lambda part: _fails(model, example, part))
+        raise ValueError(f"skip must name {[*plan][first]}, whose channels cannot go ({error})") from error
+
+
+def _fails(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> bool:
+    try:
+        _attempt(model, example, plan)
+    except Exception:
+        return True
+    return False
+
+
+@torch.enable_grad()
+def _attempt(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> tuple[nn.Module, list[str]]:
     graph, pictures, training = traced(model, example)
     network = graph.model
     layers = {name: network.get_submodule(name) for name in plan}
@@ -118,41 +135,35 @@ def without(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> tu
         for layer, dimension, places in _parts(graph, group, ends=True):
             layer.weight.data.index_fill_(dimension, places, 0)
     found, before = (outputs(network, pictures, training=mode) for mode in (training, False))
-    total = sum((one * torch.randn_like(one)).sum() for one in found)
-    weights = {layer: layer.weight for parts in makers.values() for layer, *_ in parts}
-    every = list(weights.values())
-    slopes = torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True) if every else ()
-    slope = dict(zip(weights, slopes, strict=True))
-    leaking = [
-        name
-        for name, parts in makers.items()
-        if any(slope[layer].index_select(dimension, places).any() for layer, dimension, places in parts)
-    ]
+    leaking = [name for name, slopes in _slopes(found, makers).items() if any(one.any() for one in slopes)]
     if leaking:
         return network, leaking
-    try:
-        for name, gone in plan.items():
-            _group(graph, layers[name], gone).prune()
-        if len([*network.parameters()]) != len([*model.parameters()]):
-            raise ValueError("two layers share its weights")
-        with torch.no_grad():
-            shapes = [one.shape for one in outputs(network, pictures, training=training)]
-            after = outputs(network, pictures, training=False)
-        if shapes != [one.shape for one in found] or not all(map(_close, after, before)):
-            raise ValueError("the rest of the network takes other channels for them")
-    except Exception as error:  # torch's and torch-pruning's, too
-        whole = [{name: plan[name] for name in [*plan][: count + 1]} for count in range(len(plan))]
-        first = bisect_left(whole[:-1], True, key=lambda part: _fails(model, example, part))
-        raise ValueError(f"skip must name {[*plan][first]}, whose channels cannot go ({error})") from error
+    for name, gone in plan.items():
+        _group(graph, layers[name], gone).prune()
+    if len([*network.parameters()]) != len([*model.parameters()]):
+        raise ValueError("two layers share its weights")
+    with torch.no_grad():
+        shapes = [one.shape for one in outputs(network, pictures, training=training)]
+        after = outputs(network, pictures, training=False)
+    if shapes != [one.shape for one in found] or not all(map(_close, after, before)):
+        raise ValueError("the rest of the network takes other channels for them")
     return network, []
 
 
-def _fails(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> bool:
-    try:
-        without(model, example, plan)
-    except ValueError:
-        return True
-    return False
+def _slopes(found: list[Tensor], makers: dict[str, list[tuple]]) -> dict[str, list[Tensor]]:
+    """Return what a mixture of all outputs changes by with the weights that make each group's channels."""
+    generator, mixture = torch.Generator().manual_seed(0), 0
+    for one in found:
+        mixture = mixture + (one * torch.randn(one.shape, generator=generator).to(one)).sum()
+    weights = list({layer: layer.weight for parts in makers.values() for layer, *_ in parts}.values())
+    if not weights:
+        return {}
+    slopes = torch.autograd.grad(mixture, weights, allow_unused=True, materialize_grads=True)
+    of = dict(zip(map(id, weights), slopes, strict=True))
+    return {
+        name: [of[id(layer.weight)].index_select(dimension, places) for layer, dimension, places in parts]
+        for name, parts in makers.items()
+    }
 
 
 def _close(after: Tensor, before: Tensor) -> bool:

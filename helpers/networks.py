@@ -61,7 +61,7 @@ def _not_plain(layer: nn.Module) -> str:
 
 @checked
 def outputs(model: nn.Module, pictures: Tensor, *, training: bool) -> list[Tensor]:
-    """Run ``model`` once and return every tensor that it puts out.
+    """Run ``model`` once and return every tensor of real numbers that it puts out.
 
     With ``training`` whatever has parts is in train mode, so that auxiliary outputs are there; single layers
     are in eval mode either way: no statistics move, nothing is dropped. Afterwards, all modes and the random
@@ -74,6 +74,7 @@ def outputs(model: nn.Module, pictures: Tensor, *, training: bool) -> list[Tenso
     try:
         with torch.random.fork_rng(devices):
             found = [one for one in tree_leaves(model(pictures)) if isinstance(one, Tensor)]
+            found = [one for one in found if one.is_floating_point()]
     finally:
         for module, mode in modes.items():
             module.training = mode

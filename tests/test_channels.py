@@ -239,7 +239,9 @@ def test_whatever_the_topology_dead_channels_go_without_a_trace_or_are_kept(mode
         with pytest.raises(ValueError, match=outcome.format(name)):
             prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
         return
+    state = torch.random.get_rng_state()
     smaller = prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert outputs(smaller, name) == [whole if outcome == DIVIDED else outcome]
     for mode in (True, False):
         found, wanted = (network.train(mode)(images) for network in (smaller, model))
