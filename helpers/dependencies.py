@@ -83,9 +83,10 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
 
 def _group(graph: Any, layer: nn.Module, channels: Iterable[int]) -> Any:
     graph.search.steps = 0
-    return graph.get_pruning_group(
-        layer, graph.get_pruner_of_module(layer).prune_out_channels, list(channels)
-    )
+    handler = graph.get_pruner_of_module(layer).prune_out_channels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return graph.get_pruning_group(layer, handler, list(channels))
 
 
 def _parts(graph: Any, group: Any, ends: bool) -> Iterator[tuple[nn.Module, int, Tensor]]:
