@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from helpers.types import checked, shown
+from helpers.types import Network, checked, shown
 
 
 @checked
@@ -60,7 +60,7 @@ def _not_plain(layer: nn.Module) -> str:
 
 
 @checked
-def outputs(model: nn.Module, pictures: Tensor, *, training: bool) -> list[Tensor]:
+def outputs(model: Network, pictures: Tensor, *, training: bool) -> list[Tensor]:
     """Run ``model`` once and return every tensor of real numbers that it puts out.
 
     With ``training`` whatever has parts is in train mode, so that auxiliary outputs are there; single layers
@@ -94,7 +94,7 @@ def refusing(sentence: str) -> Iterator[None]:
 
 
 @checked
-def fixed(model: nn.Module) -> list[nn.Module]:
+def fixed(model: Network) -> list[nn.Module]:
     """Return the parts that are in eval mode and whose parameters, at least one, are all frozen."""
     found = []
     for module in model.modules():
