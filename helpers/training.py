@@ -184,7 +184,9 @@ def _check(arguments: dict, world: int) -> None:
     kinds = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
     if any(kind.itemsize < 4 for kind in kinds):
         found = ", ".join(map(str, kinds))
-        raise ValueError(f"model must hold float32: call model.float(), precision is fit's, got {found}")
+        raise ValueError(
+            f'model must hold float32: call model.float(), for speed precision="bf16"; got {found}'
+        )
     # A label beyond the logits would end a GPU's process: two pictures show how many there are.
     two = train.take(slice(0, 2))
     found, classes = predict(model, two).shape[1], int(train.labels.max()) + 1
