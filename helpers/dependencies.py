@@ -72,7 +72,7 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
             training = bool(outputs(network, pictures, training=True))
         except Exception:  # in train mode it takes larger pictures only, as Inception does
             training = False
-        with refusing("model must be a network whose channels can go"):
+        with refusing("model must be a network whose channels can go: torch-pruning cannot follow them"):
             run = partial(outputs, training=training)
             graph = torch_pruning.DependencyGraph().build_dependency(network, pictures, run, verbose=False)
     graph.search = _Search()
@@ -128,6 +128,10 @@ def _attempt(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> t
     layers = {name: network.get_submodule(name) for name in plan}
     groups = {name: _group(graph, layers[name], gone) for name, gone in plan.items()}
     makers = {name: [*_parts(graph, group, ends=False)] for name, group in groups.items()}
+    generator = torch.Generator().manual_seed(0)
+    blank = {name: one for name, one in network.named_parameters() if not one.any()}
+    for one in blank.values():  # as heads and last scales often begin, behind which nothing would be seen
+        one.data.copy_(torch.randn(one.shape, generator=generator))
     for layer, dimension, places in (part for parts in makers.values() for part in parts):
         layer.weight.data.index_fill_(dimension, places, 0.1)  # what is dead would hide behind a ReLU
         if layer.bias is not None:
@@ -148,6 +152,8 @@ def _attempt(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> t
         after = outputs(network, pictures, training=False)
     if shapes != [one.shape for one in found] or not all(map(_close, after, before)):
         raise ValueError("the rest of the network takes other channels for them")
+    for name in blank:
+        network.get_parameter(name).data.zero_()
     return network, []
 
 

@@ -248,6 +248,14 @@ def test_whatever_the_topology_dead_channels_go_without_a_trace_or_are_kept(mode
         assert torch.allclose(torch.cat([*found]), torch.cat([*wanted]), rtol=1e-10, atol=1e-12)
 
 
+def test_a_head_that_is_still_zero_hides_nothing():
+    model = Attended()
+    nn.init.zeros_(model.head.weight)
+    with pytest.warns(UserWarning, match=r"left alone, since more depends .*: down, patches"):
+        smaller = prune_channels(model, torch.randn(1, 3, 12, 12), 0.5)
+    assert not smaller.head.weight.any()
+
+
 def test_of_several_layers_the_one_whose_channels_cannot_go_is_named_and_others_can_be_pruned():
     model = between(nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Unflatten(1, (16, 8, 8)), nn.Conv2d(16, 16, 1))
     example = torch.randn(1, 3, 10, 10)
