@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from helpers.evaluation import evaluating
 from helpers.networks import outputs, refusing, widen
+from helpers.runs import hooked
 
 STEPS = 300_000  # while what depends on one layer's channels is looked for; DenseNet-121 needs 90,896
 
@@ -68,9 +69,15 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
         warnings.simplefilter("ignore")  # torch-pruning's, of what it does not know: that is found out below
         with refusing(f"example must be an input that the model takes, got {tuple(example.shape)}"):
             outputs(network, example.to(like), training=False)
+        training, idle = True, _idle(network, pictures)
         try:
-            training = bool(outputs(network, pictures, training=True))
-        except Exception:  # in train mode it takes larger pictures only, as Inception does
+            outputs(network, pictures, training=True)
+        except Exception as error:  # in train mode it takes larger pictures only, as Inception does
+            if idle:
+                part = f"{idle[0]}, which runs only then"
+                raise ValueError(
+                    f"example must be one for train mode, too, because of {part} ({error})"
+                ) from error
             training = False
         with refusing("model must be a network whose channels can go: torch-pruning cannot follow them"):
             run = partial(outputs, training=training)
@@ -79,6 +86,13 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
     for node in graph.module2node.values():
         node.dependencies = _Dependencies(node, graph.search)
     return graph, pictures, training
+
+
+def _idle(network: nn.Module, pictures: Tensor) -> list[str]:
+    modules, called = dict(network.named_modules()), set()
+    with hooked(modules, lambda name, *rest: called.add(name)):
+        outputs(network, pictures, training=False)
+    return [n for n, one in modules.items() if n not in called and [*one.parameters(recurse=False)]]
 
 
 def _group(graph: Any, layer: nn.Module, channels: Iterable[int]) -> Any:
