@@ -171,7 +171,7 @@ def test_half_precision_is_measured_recalibrated_pruned_and_rounded_as_its_float
 
 def test_half_precision_is_not_trained():
     with pytest.raises(
-        ValueError, match=r"model must hold float32: call model.float\(\); .* got torch.float16"
+        ValueError, match=r"model must hold float32: call model.float\(\), .* got torch.float16"
     ):
         fit(models.build("tiny_convnet", width=0.25).half(), DIGITS, epochs=1, progress=False)
 
