@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from helpers.types import Network, checked, shown
 
 
-@checked
 def logits_of(output: object) -> Tensor:
     """Return the logits among what a network puts out.
 
