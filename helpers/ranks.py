@@ -101,7 +101,9 @@ def runs_of(
                 run(model)
                 runs.append(run)
     if not runs:
-        warnings.warn(f"the result was not run: model does not take input_shape {shape}", stacklevel=4)
+        warnings.warn(
+            f"the result was not run: model does not take input_shape {shape}", stacklevel=5
+        )  # whoever called
         return runs, skip
     return runs, (*skip, *(name for name in layers if name not in called))
 
