@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import measure
-from helpers.types import Bits, Count, Positive, Whole, checked, real, several, shown, tensor, whole
+from helpers.networks import check_plain
+from helpers.types import Bits, Count, Network, Positive, Whole, checked, real, several, shown, tensor, whole
 
 GridBits, Real = whole(1, 16), real(ge=-1e300, le=1e300)
 
@@ -55,7 +56,7 @@ def dequantize(integers: tensor(), scale: Positive, zero_point: Whole) -> Tensor
 
 @checked
 @torch.no_grad()
-def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True) -> nn.Module:
+def round_weights(model: Network, bits: Bits, *, per_channel: bool = True) -> nn.Module:
     """Return a copy whose Conv2d and Linear weights are rounded to 2^bits - 1 levels, symmetric about 0.
 
     The arithmetic stays in floating point; this shows what the rounding of weights alone costs (activations:
@@ -67,6 +68,7 @@ def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True) -> 
         per_channel: a scale for each output channel, instead of one for the layer (Krishnamoorthi 2018,
             section 2.3).
     """
+    check_plain(model)
     rounded = copy.deepcopy(model)
     for layer in rounded.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -94,7 +96,7 @@ def symmetric_grid(weight: tensor(), bits: Bits = 8, *, per_channel: bool = True
     """
     if not weight.ndim or not weight.is_floating_point():
         raise ValueError(f"weight must be floating-point, outputs x anything, got {shown(weight)}")
-    top = 2 ** (bits - 1) - 1
+    weight, top = weight.to(torch.promote_types(weight.dtype, torch.float32)), 2 ** (bits - 1) - 1
     largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
     scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
     return (weight / scale).round().clamp(-top, top).long(), scale

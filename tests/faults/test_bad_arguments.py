@@ -62,6 +62,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "benchmark.*": "the command line's own; argparse and the recipes' tests come before it",
     "callbacks.Run": "made by fit",
     "data.Split.to": "takes what PyTorch takes",
+    "dependencies.*": "behind channels, which checks",
     "deploy.handler.*": "runs inside TorchServe, which has none of our packages",
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
     "deploy.torchserve.Server": "made by serving",
@@ -73,8 +74,10 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "muon.orthogonalize": "runs in every step",
     "plotting.*": "draws the tables that our own functions return",
     "quantization.round_to_grid": "hands all of it to symmetric_grid",
+    "ranks.runs_of": "behind low_rank, which checks",
     "ranks.known": "takes a function's own arguments: it is a check itself",
     "ranks.sides": "behind low_rank, which checks",
+    "ranks.tried": "behind low_rank, which checks",
     "types.*": "makes the checks",
     "*.load_state_dict": "takes what state_dict gave",
 }
