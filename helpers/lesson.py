@@ -15,14 +15,14 @@ from torch import nn
 
 from helpers import models, plotting
 from helpers.data import HOME, Data, load_data
-from helpers.files import CheckpointError, atomic_path
+from helpers.files import CheckpointError, keep
 from helpers.training import fit
 from helpers.types import checked
 
 T = TypeVar("T")
 Budget = Literal["quick", "full"]
 TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
-BUILD = HOME / "build"
+BUILD = Path(os.environ.get("NNC_BUILD") or HOME / "build")
 
 
 @checked
@@ -50,16 +50,18 @@ class Lesson:
             raise ValueError(f"name must be letters, digits and underscores, got {name!r}")
         folder = os.environ.get("NNC_PUBLISH")
         if self.data.name == "cifar10" and folder:
-            drawn = io.BytesIO()
+            drawn, small = io.BytesIO(), io.BytesIO()
             figure.savefig(drawn, format="png")
             few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            with atomic_path(Path(folder) / f"{name}.png") as part:  # 256 colours: a third of the bytes
-                few.save(part, format="png", optimize=True)
+            few.save(small, format="png", optimize=True)  # 256 colours: a third of the bytes
+            keep(Path(folder) / f"{name}.png", small.getvalue())
 
     def teacher(self) -> nn.Module:
         """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
 
-        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once, and kept in build/.
+        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once, and kept in build/,
+        or in the folder that the environment variable ``NNC_BUILD`` names. Where that cannot be written it is
+        trained each time.
         """
         if self.data.name == "cifar10":
             return models.load(TEACHER)
@@ -70,7 +72,11 @@ class Lesson:
         except CheckpointError:  # not there yet, or damaged
             model = models.build("vgg19", width=0.125)
             fit(model, self.data, epochs=20, batch_size=64, progress=False)
-            models.save(model.eval(), file)
+            try:
+                models.save(model.eval(), file)
+            except OSError as error:
+                print(f"{error}. The teacher is not kept. Way out: let NNC_BUILD name a folder to write to.")
+                return model
             return self.teacher()
 
 
