@@ -127,14 +127,14 @@ def quantize_onnx(
     share = AGREEMENT if agreement is None else agreement
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(source, nn.Module):
-            source = to_onnx(source, Path(folder) / "float.onnx", pictures)
+            source = to_onnx(source, Path(folder) / path.name, pictures)
         existing(source, ".onnx", name="source")
         feeds = ({"images": images.contiguous().numpy()} for images, _ in batches(calibration, 50))
         with writing(path, source, pictures, "onnxruntime", expect=logits, share=share) as (original, part):
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
-            prepared = Path(folder) / "prepared.onnx"
+            prepared = Path(folder) / f"prepared_{path.name}"
             quant_pre_process(original, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,

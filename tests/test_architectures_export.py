@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 from torchvision import models as torchvision
 
 from helpers import export
-from helpers.data import HOME, Split, load_data
+from helpers.data import HOME, Split, batches, load_data
 from helpers.evaluation import recalibrate
 from helpers.files import atomic_path
 
@@ -32,7 +32,7 @@ FORMATS = {
     "coreml": lambda model, path, some: export.to_coreml(
         model, path.with_suffix(".mlpackage"), some, agreement=0.75
     ),
-}  # of random weights many answers are close calls, so rounding may change a quarter of the classes
+}  # after a dozen steps of training answers are close calls, so rounding may change a quarter of the classes
 
 # -- networks --------------------------------------------------------------------------------------------------------
 
@@ -132,10 +132,16 @@ def pictures(height, width):
 def network(name):
     make, size = NETWORKS[name]
     torch.manual_seed(0)
-    model = make()
+    model = make().float()
     if isinstance(model, Dictionary):
         return model
-    return recalibrate(model, pictures(*size), batch_size=16)
+    some, optimizer = pictures(*size), torch.optim.Adam(model.parameters())
+    for images, labels in [next(batches(some, 16))] * 12:
+        output = model.train()(images)
+        cross_entropy(output if isinstance(output, torch.Tensor) else output[0], labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return recalibrate(model, some, batch_size=16).to(next(make().parameters()).dtype)
 
 
 def outcome(name, form):

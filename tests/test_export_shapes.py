@@ -181,7 +181,7 @@ OPERATIONS = {
     "leaky_relu": F.leaky_relu, "softplus": F.softplus, "hardtanh": F.hardtanh, "clamp": lambda x: x.clamp(-0.5, 0.2),
     "concat": lambda x: torch.cat([x, x.relu()], 1), "stack": lambda x: torch.stack([x, x.relu()], 1),
     "split": lambda x: x.split([3, 5], 1)[1], "chunk": lambda x: x.chunk(2, 1)[0] * 2, "softmax": lambda x: x.softmax(1),
-    "log_softmax": lambda x: x.log_softmax(1), "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "log_softmax": lambda x: x.log_softmax(1), "layer_norm": lambda x: F.layer_norm(x, (8, 6, 8)),
     "group_norm": lambda x: F.group_norm(x, 4), "instance_norm": F.instance_norm, "matmul": lambda x: x @ x.transpose(2, 3),
     "bmm": lambda x: torch.bmm(x.flatten(2).transpose(1, 2), x.flatten(2)), "einsum": lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
     "pad": lambda x: F.pad(x, (1, 2, 0, 1)), "reflect": lambda x: F.pad(x, (1, 1, 2, 2), "reflect"),

@@ -113,7 +113,7 @@ def _padded(a: Arguments, value: float = 0.0) -> Tensor:
 def _pad(x: Tensor, pads: Any, mode: str = "constant", value: float = 0.0) -> Tensor:
     pairs = [pads[i : i + 2] for i in range(0, len(pads), 2)][::-1]
     flat = [int(number) for pair in pairs for number in pair]
-    return F.pad(x, flat, mode, value) if mode == "constant" else F.pad(x, flat, mode)
+    return F.pad(x, flat, mode, value) if mode == "constant" else F.pad(x, flat[: 2 * (x.ndim - 2)], mode)
 
 
 def _conv(a: Arguments) -> Tensor:
@@ -261,7 +261,7 @@ _BINARY = {
 }  # fmt: skip
 _REDUCED = {
     "mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin,
-    "log_sum_exp": torch.logsumexp,
+    "log_sum_exp": torch.logsumexp, "l2_norm": torch.linalg.vector_norm,
 }  # fmt: skip
 
 OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
@@ -310,6 +310,7 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "gather": _gather,
     "select": lambda a: torch.where(_tensor(a["cond"]), a["a"], a["b"]),
     "identity": lambda a: a["x"],
+    "crop": lambda a: _pad(a["x"], [-n for side in ("height", "width") for n in a[f"crop_{side}"]]),
     "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], a["upscale_factor"]),
     "upsample_nearest_neighbor": _resized("nearest"),
     "upsample_bilinear": _resized("bilinear"),
