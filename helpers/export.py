@@ -77,7 +77,7 @@ def to_onnx(model: nn.Module, path: OnnxPath, pictures: Pictures | None = None) 
     """
     pictures = some(pictures)
     with writing(path, model, pictures, "onnxruntime") as (frozen, part):
-        size = sum(tensor.nbytes for tensor in frozen.state_dict().values())
+        size = sum(tensor.nbytes for tensor in (*frozen.parameters(), *frozen.buffers()))
         if size > LARGEST_ONNX:
             held = f"its weights are {size / 1e9:.3g} GB, and an ONNX file holds {LARGEST_ONNX / 1e9:.3g} GB"
             raise ExportError(f"{path} was not written: {held}. Way out: to_executorch or to_coreml.")

@@ -87,6 +87,13 @@ class Auxiliary(Shared):
         return (logits, logits.flip(1)) if self.training else logits
 
 
+class Unusual(Shared):
+    """An operation that hardly any runtime has."""
+
+    def forward(self, images):
+        return super().forward(images) + torch.linalg.svdvals(self.stem(images).mean(1))[:, :1]
+
+
 class Dictionary(Shared):
     def forward(self, images):
         return {"logits": super().forward(images)}
@@ -105,6 +112,7 @@ NETWORKS = {
     "inception_v3": (_torchvision("inception_v3", init_weights=False), (75, 75)),
     "GroupNorm, upsampling": (Grouped, (32, 48)), "attention": (Attention, (32, 32)), "shared layer": (Shared, (32, 32)),
     "auxiliary output": (Auxiliary, (32, 32)), "dict output": (Dictionary, (32, 32)),
+    "singular values": (Unusual, (32, 32)),
     "half precision": (lambda: Shared().half(), (32, 32)),
 }  # fmt: skip
 FEW = [
