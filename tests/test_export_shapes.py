@@ -249,7 +249,7 @@ def test_a_numpy_that_core_mls_converter_cannot_use_is_named(tmp_path, monkeypat
     with pytest.raises(
         export.ExportError,
         match=re.escape(
-            f"a NumPy before 2.4 for it, and this is {np.__version__}. Way out: pip install 'numpy<2.4'"
+            f"a NumPy before 2.4 for this network, and this is {np.__version__}. Way out: pip install 'numpy<2.4'"
         ),
     ):
         export.to_coreml(fixed(), tmp_path / "model.mlpackage", wide())

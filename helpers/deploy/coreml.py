@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from helpers.data import Split, batches
 from helpers.deploy.mil import Program, UnknownOperation
 from helpers.deploy.runtimes import existing, needs, quiet
-from helpers.deploy.writing import AGREEMENT, Pictures, example, shape_of, some, writing
+from helpers.deploy.writing import AGREEMENT, ExportError, Pictures, example, shape_of, some, writing
 from helpers.types import Share, checked, path
 
 ON_MAC = sys.platform == "darwin"
@@ -72,7 +72,7 @@ def to_coreml(
     with frame as (frozen, part), torch.no_grad():
         import coremltools
 
-        with _numpy_said():
+        with _numpy_said(path):
             program = coremltools.convert(
                 torch.jit.trace(frozen, images),
                 convert_to="mlprogram",
@@ -108,14 +108,14 @@ def coreml_logits(path: Package, pictures: Pictures) -> Tensor:
 
 # coremltools 9 makes Python numbers of arrays with one element, which NumPy refuses since 2.4.
 @contextmanager
-def _numpy_said() -> Iterator[None]:
+def _numpy_said(path: Path) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
         if "0-dimensional arrays" not in str(error):
             raise
-        text = f"coremltools 9 needs a NumPy before 2.4 for it, and this is {np.__version__}"
-        raise ValueError(f"{text}. Way out: pip install 'numpy<2.4'") from error
+        text = f"coremltools 9 needs a NumPy before 2.4 for this network, and this is {np.__version__}"
+        raise ExportError(f"{path} was not written: {text}. Way out: pip install 'numpy<2.4'") from error
 
 
 def _stored_as(weights: str, program: Any) -> Any:

@@ -151,10 +151,10 @@ def said(text: str) -> Iterator[None]:
         raise ExportError(f"{text} ({_reason(error)})") from error
 
 
-# The kind of an error, the first line of what it says, and the operation it names further below, if any.
+# The kind of an error, the first sentence it says, and the operation it names further below, if any.
 def _reason(error: Exception) -> str:
-    words = str(error).strip()
-    line = words.partition("\n")[0][:300]
+    words = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
+    line = re.split(r"\n|(?<=\w)\. (?=[A-Z])", words, maxsplit=1)[0][:300]
     found = re.search(r"\b(?:aten|torchvision|quantized)(?:\.|::)\w+(?:\.\w+)?", words)
     where = f", at {found[0]}" if found and found[0] not in line else ""
     return f"{type(error).__name__}: {line}{where}"
