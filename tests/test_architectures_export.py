@@ -110,7 +110,7 @@ NETWORKS = {
                  "efficientnet_b0", "densenet121", "convnext_tiny", "swin_t", "shufflenet_v2_x1_0")
 } | {
     "vit_b_16": (_torchvision("vit_b_16", image_size=32), (32, 32)),
-    "inception_v3": (_torchvision("inception_v3", init_weights=False), (75, 75)),
+    "inception_v3": (_torchvision("inception_v3", aux_logits=False, init_weights=False), (75, 75)),
     "GroupNorm, upsampling": (Grouped, (32, 48)), "attention": (Attention, (32, 32)), "shared layer": (Shared, (32, 32)),
     "auxiliary output": (Auxiliary, (32, 32)), "dict output": (Dictionary, (32, 32)),
     "singular values": (Unusual, (32, 32)), "half precision": (lambda: Shared().half(), (32, 32)),
@@ -135,7 +135,7 @@ REFUSED = {  # and the sentence that says why; whatever is not here works
     },
 }
 if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    REFUSED |= {(name, "coreml"): NUMPY for name in ("attention", "shufflenet_v2_x1_0", "swin_t")}
+    REFUSED |= {(name, "coreml"): NUMPY for name in ("attention", "shufflenet_v2_x1_0", "swin_t", "vit_b_16")}
 
 
 @functools.cache
