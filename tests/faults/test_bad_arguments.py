@@ -64,6 +64,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "data.Split.to": "takes what PyTorch takes",
     "dependencies.*": "behind channels, which checks",
     "deploy.handler.*": "runs inside TorchServe, which has none of our packages",
+    "deploy.mil.Program": "behind deploy.coreml, which checks",
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
     "deploy.torchserve.Server": "made by serving",
     "deploy.writing.*": "behind export, which checks",
