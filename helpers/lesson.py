@@ -18,7 +18,7 @@ from helpers import distillation, models, plotting
 from helpers.data import HOME, Data, load_data
 from helpers.files import CheckpointError, fingerprint, keep
 from helpers.training import fit
-from helpers.types import checked
+from helpers.types import Seed, checked
 
 T = TypeVar("T")
 Budget = Literal["quick", "full"]
@@ -66,7 +66,8 @@ class Lesson:
             few.save(small, format="png", optimize=True)  # 256 colours: a third of the bytes
             keep(Path(folder) / f"{name}.png", small.getvalue())
 
-    def student(self, seed: int = 0) -> nn.Module:
+    @checked
+    def student(self, seed: Seed = 0) -> nn.Module:
         """Return the small network of the live cells, untrained; ``fit`` needs two epochs with ``**FAST``."""
         torch.manual_seed(seed)
         return models.whiten(models.build("fast_convnet"), self.data.train)

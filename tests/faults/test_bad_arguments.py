@@ -59,6 +59,9 @@ SLOW = {
 # -- what is public ----------------------------------------------------------------------------------------------------
 
 NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a pattern, and why
+    "architectures.*Net": "made by build",
+    "architectures.ResidualBlock": "made by build",
+    "augmentation.holes": "behind cutout and batches, which check",
     "benchmark.*": "the command line's own; argparse and the recipes' tests come before it",
     "callbacks.Run": "made by fit",
     "data.Split.to": "takes what PyTorch takes",
@@ -68,10 +71,9 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
     "deploy.torchserve.Server": "made by serving",
     "deploy.writing.*": "behind export, which checks",
+    "diagrams.*": "draws the numbers that our own functions return",
     "lesson.open_lesson": "its budget may come from the environment as well: below",
     "maintain.*": "the maintainers' own commands",
-    "models.ConvNet": "made by build",
-    "models.ResidualBlock": "made by build",
     "muon.orthogonalize": "runs in every step",
     "plotting.*": "draws the tables that our own functions return",
     "quantization.round_to_grid": "hands all of it to symmetric_grid",
