@@ -45,11 +45,13 @@ def right(model, data):
     return float(evaluate(model, data.validation))
 
 
-def test_half_of_the_cost_is_gone_and_the_answers_are_as_good(trained, data, some):
-    half = low_rank.factorize(trained, budget=1 / 2, count="both")
-    assert count_parameters(half) < 0.55 * count_parameters(trained)
-    assert count_macs(half) <= 0.51 * count_macs(trained)
-    assert right(recalibrate(half, some), data) > right(trained, data) - 0.05
+def test_a_third_of_the_cost_is_gone_and_the_answers_are_as_good(trained, data, some):
+    smaller = low_rank.factorize(trained, budget=2 / 3, count="both")
+    was, now = right(trained, data), right(recalibrate(smaller, some), data)
+    print(f"whole {was:.3f}, two thirds of the cost {now:.3f}")
+    assert count_parameters(smaller) < 0.7 * count_parameters(trained)
+    assert count_macs(smaller) < 0.7 * count_macs(trained)
+    assert now > was - 0.05
 
 
 def test_recalibration_repairs_a_strong_cut_and_training_the_rest(third, data, some):
