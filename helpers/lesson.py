@@ -119,7 +119,7 @@ def open_lesson(budget: Budget = "quick") -> Lesson:
     plotting.theme()
     data = load_data(os.environ.get("NNC_DATA") or "auto")
     lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
-    gpu = torch.accelerator.current_accelerator()
+    gpu = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"
     print(f"{data}\nbudget {lesson.budget}, on {name}, {torch.get_num_threads()} threads")
     return lesson
