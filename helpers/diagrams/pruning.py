@@ -43,11 +43,11 @@ def what_breaks(table: pd.DataFrame, spreads: Mapping[str, Sequence[float]]) -> 
 
     Args:
         table: from ``pruning.sweep``.
-        spreads: {name: for each normalisation, what comes in spreads so many times what it expects}.
+        spreads: {name: for each normalisation, the spread that comes in, as a share of the unpruned one's}.
     """
     left = {"xlabel": "sparsity (%)", "ylabel": "accuracy (%)", "ylim": (0, 100)}
     right = {"xlabel": "normalisation layer, from the first", "yscale": "log"}
-    right |= {"ylabel": "spread that comes in / spread expected"}
+    right |= {"ylabel": "spread that comes in (unpruned: 1)"}
     figure, (accuracy, spread) = panels((9.4, 3.6), left, right)
     for column, name, style in (
         ("recalibrated", "recalibrated", "o-"),
