@@ -66,11 +66,10 @@ def what_breaks(table: pd.DataFrame, spreads: Mapping[str, Sequence[float]]) -> 
 
 def bits_per_weight(curves: Mapping[str, Sequence[float]], sparsities: Sequence[float]) -> Figure:
     """Draw what a weight takes in the file, {storage: bits}, against the share of zeros."""
-    figure, (axes,) = panels(
-        (6, 3.2), {"xlabel": "sparsity (%)", "ylabel": "bits per weight", "ylim": (0, 36)}
-    )
+    figure, (axes,) = panels((6, 3.2), {"xlabel": "sparsity (%)", "ylabel": "bits per weight"})
     for style, (name, bits) in zip(("--", "-", "-.", ":"), curves.items(), strict=False):
         axes.plot([100 * one for one in sparsities], bits, style, label=name, linewidth=2)
+    axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
