@@ -158,7 +158,7 @@ def shuffle_wrong(logits: tensor(2)) -> Tensor:
     """Return a teacher's logits, N x C, whose largest stays while the others change places by chance.
 
     Each answer is as sure and as soft as before, and says nothing of which wrong classes a picture resembles:
-    the control of Furlanello 2018, section 4.2. torch's global generator shuffles.
+    the control of Furlanello 2018 ("permuted predictions"). torch's global generator shuffles.
     """
     values, classes = logits.sort(dim=1, descending=True)
     chance = torch.rand_like(values)
