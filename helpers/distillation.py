@@ -155,6 +155,19 @@ def answered(split: Split, logits: tensor(3)) -> Split:
 
 
 @checked
+def shuffle_wrong(logits: tensor(2)) -> Tensor:
+    """Return a teacher's logits, N x C, whose largest stays while the others change places by chance.
+
+    Each answer is as sure and as soft as before, and says nothing of which wrong classes a picture resembles:
+    the control of Furlanello 2018 ("permuted predictions"). torch's global generator shuffles.
+    """
+    values, classes = logits.sort(dim=1, descending=True)
+    chance = torch.rand_like(values)
+    chance[:, 0] = -1  # the largest stays first
+    return torch.empty_like(values).scatter(1, classes.gather(1, chance.argsort(1)), values)
+
+
+@checked
 def temperature_effect(logits: tensor(1), temperature: Temperature) -> dict[str, float | Tensor]:
     """What a temperature does to one picture's logits: the plain function under notebook 01's slider.
 

@@ -9,7 +9,15 @@ from torch import nn
 
 from helpers import low_rank, models
 from helpers.data import normalize
-from helpers.distillation import DistillationLoss, distillation_loss, soften, temperature_effect
+from helpers.distillation import (
+    DistillationLoss,
+    answered,
+    distillation_loss,
+    record,
+    shuffle_wrong,
+    soften,
+    temperature_effect,
+)
 from helpers.training import fit
 
 
@@ -226,3 +234,40 @@ def test_distillation_trains_through_fit_and_leaves_the_teacher_alone(digits):
     )
     assert math.isfinite(history["loss"][0])
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_shuffled_wrong_classes_keep_what_is_likeliest_and_every_value_of_an_answer():
+    logits = torch.randn(200, 6)
+    shuffled = shuffle_wrong(logits)
+    assert torch.equal(shuffled.argmax(1), logits.argmax(1))
+    assert torch.equal(shuffled.sort(dim=1).values, logits.sort(dim=1).values)
+    places = (shuffled[..., None] == logits[:, None]).float().argmax(2)  # where each value stood before
+    wrong = places[places[:, 0] != 0][:, 0][logits[places[:, 0] != 0].argmax(1) != 0]
+    assert wrong.bincount(minlength=6)[1:].min() > 10  # each of the others comes to the first place
+
+
+def test_recorded_answers_teach_like_the_teacher_who_gave_them(digits):
+    """Views in their order, a mirror image where it means the same, and the same loss as with a live teacher."""
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(392, 10))
+    mirrored = replace(digits.train.take(slice(0, 20)), mirror=True)
+    for split, views in ((mirrored, 2), (replace(mirrored, mirror=False), 1)):
+        logits = record(teacher, split, precision="fp32")
+        taught = answered(split, logits)
+        assert logits.shape == (20, views, 10)
+        assert (len(taught), taught.mirror) == (20 * views, False)
+        assert torch.equal(taught.images[:20], split.images)
+        assert torch.equal(taught.images[20:], split.images.flip(3)[: 20 * (views - 1)])
+        seen, student = normalize(taught.images, taught), torch.randn(20 * views, 10)
+        live = teacher(seen)
+        assert torch.allclose(taught.labels, live.softmax(1), atol=1e-5)
+        expected = DistillationLoss(teacher, 3, 0.7)(student, seen, live.argmax(1))
+        assert DistillationLoss(None, 3, 0.7)(student, seen, taught.labels).item() == pytest.approx(
+            expected.item(), rel=1e-4
+        )
+    with pytest.raises(ValueError, match="logits must be 20 x views x classes"):
+        answered(split, torch.zeros(19, 1, 10))
+
+
+def test_a_teacher_that_is_certain_does_not_make_the_loss_infinite():
+    labels = torch.tensor([[1.0, 0.0, 0.0]])
+    assert DistillationLoss(None)(torch.zeros(1, 3), torch.zeros(1), labels).isfinite()

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from helpers import low_rank, models, pruning, quantization
+from helpers.data import CIFAR10_FOLDER, cifar10_root, normalize
 from helpers.models import CheckpointError
 from helpers.profiling import count_macs, count_parameters
 
@@ -59,6 +60,31 @@ def test_width_scales_every_layer():
     assert half.classifier.in_features == 256
     assert models.build("resnet50", width=0.25)(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert models.build("tiny_convnet", num_classes=3, width=0.001)(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_whitened_answers_are_uncorrelated_and_vary_alike(digits, request):
+    """Of the first half of the filters; the other half are the same with the sign changed."""
+    folder = cifar10_root() / CIFAR10_FOLDER
+    data = request.getfixturevalue("cifar10") if folder.exists() else digits
+    model = models.whiten(models.build("fast_convnet"), data.train)
+    layer = model.features[0]
+    assert torch.equal(layer.weight[:12], -layer.weight[12:])
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    answers = layer(normalize(data.train.images[:2000], data)).transpose(0, 1)[:12].flatten(1)
+    moments = answers @ answers.T / answers.shape[1]  # of the filters that are not mere noise
+    strong = moments.diag() > 0.5
+    assert strong.sum() >= (10 if data.name == "cifar10" else 2)
+    assert torch.allclose(moments[strong][:, strong], torch.eye(int(strong.sum())), atol=0.1)
+
+
+def test_the_fast_convnet_starts_as_identities_and_follows_its_batches(digits):
+    model = models.build("fast_convnet")
+    assert 280_000 < count_parameters(model) < 300_000
+    convolution = model.features[-3]
+    images = torch.randn(2, convolution.in_channels, 5, 5)
+    assert convolution.weight.shape[:2] == (96, 96)
+    assert torch.allclose(convolution(images), images, atol=1e-5)
+    assert {norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)} == {0.4}
 
 
 def test_initialisation_is_kaiming_fan_out_and_seeded():

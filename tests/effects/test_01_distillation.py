@@ -1,0 +1,79 @@
+"""What lesson 01 shows, on digits: it fails if the lesson stops showing what it says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import models
+from helpers.data import load_data
+from helpers.distillation import DistillationLoss, answered, shuffle_wrong
+from helpers.lesson import FAST, Lesson
+from helpers.training import evaluate, fit
+
+
+class Shuffled(nn.Module):
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images):
+        return shuffle_wrong(self.teacher(images))
+
+
+@pytest.fixture(scope="module")
+def lesson(digits):
+    return Lesson("quick", digits)
+
+
+@pytest.fixture(scope="module")
+def mean(lesson):
+    """The mean test accuracy in percent of three students of a hundred labelled pictures, each taught once."""
+    hundred, known, teacher = load_data("digits", train_limit=100), {}, lesson.teacher()
+    watched = replace(hundred, validation=hundred.validation.take(slice(0, 10)))
+    losses = {
+        "alone": None,
+        "taught": DistillationLoss(teacher, temperature=4, alpha=0.9),
+        "shuffled": DistillationLoss(Shuffled(teacher), temperature=4, alpha=0.9),
+        "cold": DistillationLoss(teacher, temperature=1, alpha=0.9),
+    }
+
+    def study(arm):
+        total = 0.0
+        for seed in range(3):
+            torch.manual_seed(seed)
+            student = models.build("tiny_convnet", width=0.25)
+            fit(student, watched, epochs=40, batch_size=32, loss=losses[arm], seed=seed, progress=False)
+            total += 100 * float(evaluate(student, hundred.test)) / 3
+        return total
+
+    return lambda arm: known[arm] if arm in known else known.setdefault(arm, study(arm))
+
+
+def test_a_taught_student_is_ahead_of_the_one_alone(mean):
+    assert mean("taught") > mean("alone") + 5
+
+
+def test_a_shuffled_teacher_is_worth_less_than_the_real_one(mean):
+    assert mean("taught") > mean("shuffled") + 1
+
+
+def test_a_temperature_of_one_is_too_cold(mean):
+    assert mean("taught") > mean("cold") + 1
+
+
+def test_pictures_without_labels_are_worth_far_more_than_few_with_labels(lesson):
+    data, logits = lesson.data, lesson.answers()
+
+    def learn(split, loss=None):
+        student, watched = lesson.student(), replace(data, validation=data.validation.take(slice(0, 10)))
+        epochs = 96 * 50 // len(split)
+        how = FAST | {"batch_size": 50, "progress": False}
+        fit(student, replace(watched, train=split), epochs=epochs, loss=loss, **how)
+        return 100 * float(evaluate(student, data.test))
+
+    few, many = data.train.take(slice(0, 50)), data.train.take(slice(0, 1200))
+    taught = learn(answered(many, logits[:1200]), DistillationLoss(None, temperature=4, alpha=1))
+    assert taught > learn(few) + 5
+    assert taught > learn(many) - 3
