@@ -1,4 +1,4 @@
-"""Figures of lesson 00: the loop and what changes it, the early win, where bytes and time are, seeds in pairs."""
+"""Figures of lesson 00: the loop and what changes it, the early win, where bytes and time are, seeds."""
 
 from __future__ import annotations
 
