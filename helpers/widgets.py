@@ -22,7 +22,7 @@ from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, check
 
 Temperature, Weight, Logits, Ranks = real(ge=1, le=20), tensor(), tensor(1), by_name(Whole)
 Sparsities, Energies, Widths = table("sparsity"), table("energy"), table("bits")
-Rival = tuple[Network, NotNegative]
+Rival = tuple[Network, NotNegative] | tuple[Network, NotNegative, NotNegative]
 SWEPT = {
     "sparsity": ("sparsity (%)", 100),
     "energy": ("energy kept (%)", 100),
@@ -285,13 +285,15 @@ def cost_figure(
         after: what would run.
         assumptions: of the service.
         years: to look ahead.
-        other: what could run instead of ``after``, and the engineer days it takes; no slider moves these.
+        other: what could run instead of ``after``, and the engineer days it takes, once and at a release; no
+            slider moves these.
         **chosen: assumptions to change, by name, such as inferences_per_day.
     """
     if not chosen.keys() <= vars(assumptions).keys():
         raise TypeError(f"chosen must be assumptions, got {', '.join(chosen)}")
     here = replace(assumptions, **chosen)
-    rival = {other[0]: replace(here, engineer_days=other[1], days_per_release=other[1])} if other else {}
+    network, once, release = (*(other or (before, 0)), 0)[:3]
+    rival = {network: replace(here, engineer_days=once, days_per_release=release)} if other else {}
     plans = {before: replace(here, engineer_days=0, days_per_release=0)} | rival | {after: here}
     costs = pd.DataFrame({network.name: cost_per_year(network, here) for network in plans}).T
     total, millions = costs.pop("total"), here.inferences_per_day * DAYS_PER_YEAR / 1e6
@@ -317,7 +319,7 @@ def cost_figure(
         starts = costs.loc[:, :kind].sum(axis=1) - costs[kind]
         bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
     left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in costs.sum(axis=1)], fontsize=9)
-    left.set_xlim(0, 1.25 * costs.sum(axis=1).max() or 1)
+    left.set_xlim(0, 1.6 * costs.sum(axis=1).max() or 1)
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     right.yaxis.set_major_formatter(EngFormatter(sep=""))
     right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend
