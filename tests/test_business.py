@@ -157,9 +157,10 @@ def test_at_break_even_the_value_is_zero(name):
     def net(one):
         return business.saving(BEFORE, AFTER, one)["net"]
 
-    there = business.break_even(net, CASE, name)
+    case = replace(CASE, releases_per_year=1, days_per_release=1) if "release" in name else CASE
+    there = business.break_even(net, case, name)
     if math.isfinite(there):
-        assert net(replace(CASE, **{name: there})) == pytest.approx(0, abs=1e-6)
+        assert net(replace(case, **{name: there})) == pytest.approx(0, abs=1e-6)
     else:  # the case pays at any value: every one of them only adds to the saving
         assert name in ("downloads_per_year", "price_per_gb", "watts", "price_per_kwh")
         assert net(replace(CASE, **{name: 0})) > 0
