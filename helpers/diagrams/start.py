@@ -43,12 +43,13 @@ def before_and_after(table: pd.DataFrame) -> Figure:
     """
     titles = "file (MB)", "one picture (ms, 1 thread)", "accuracy (%)"
     figure, grid = panels((8.6, 1.2 + 0.3 * len(table)), *({"title": title} for title in titles), sharey=True)
-    for axes, column in zip(grid, ("size_mb", "latency_ms", "accuracy"), strict=True):
-        bars(axes, table.index, table[column], (BLUE, ORANGE), " {:.3g}")
+    forms = {"size_mb": " {:.3g}", "latency_ms": " {:.3g}", "accuracy": "     {:.1f}"}
+    for axes, (column, form) in zip(grid, forms.items(), strict=True):
+        bars(axes, table.index, table[column], (BLUE, ORANGE), form)
         axes.margins(x=0.25)
     ends = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
     grid[2].errorbar(table["accuracy"], range(len(table)), xerr=ends, fmt="none", ecolor="black", capsize=3)
-    grid[2].set_xlim(0, 125)
+    grid[2].set_xlim(0, 150)
     return figure
 
 
@@ -78,7 +79,7 @@ def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
         bars(axes, table.index, percent, [BLUE] * half + [ORANGE] * (len(table) - half), " {:.1f}")
         axes.axhline(half - 0.5, color=GRAY, linestyle="--", linewidth=1)
         early, late = percent[:half].sum(), percent[half:].sum()
-        right = 1.3 * percent.max()
+        right = 1.8 * percent.max()
         axes.set_xlim(0, right)
         for place, share in ((half - 0.8, early), (len(table) - 0.9, late)):
             axes.text(right, place, f"{share:.0f}%", ha="right", fontsize=13, fontweight="bold", color=GRAY)
