@@ -63,7 +63,14 @@ def graphs(columns: Mapping[str, Sequence[str]]) -> Figure:
                 y = top - 0.3 - HEIGHT * (sum(tall[:index]) + row) - FONT / 2
                 if last is not None:
                     arrow(axes, (x, last - FONT / 2), (x, y + FONT / 2))
-                box(axes, (x, y), name, size=(2.2, FONT), color=_color(name), filled=name.partition(" ")[0] in COMPUTES)
+                box(
+                    axes,
+                    (x, y),
+                    name,
+                    size=(2.2, FONT),
+                    color=_color(name),
+                    filled=name.partition(" ")[0] in COMPUTES,
+                )
                 last = y
     return figure
 
