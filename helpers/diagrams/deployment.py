@@ -228,5 +228,5 @@ def _stages(names: Sequence[str]) -> list[list[str]]:
 
 def _color(name: str) -> object:
     first = name.partition(" ")[0]
-    kinds = {"BatchNorm2d": ORANGE, "ReLU": GREEN, "Relu": GREEN, **dict.fromkeys(MOVES, COLORS[3])}
+    kinds = {"BatchNorm2d": ORANGE, "ReLU": GREEN, "Relu": GREEN, **dict.fromkeys(MOVES, COLORS[4])}
     return BLUE if first in COMPUTES else kinds.get(first, GRAY)
