@@ -115,13 +115,17 @@ def calibrations(
         for axes, held in zip(grid[row * len(ranges) :], ranges.values(), strict=False):
             low, high = held[tensor]
             inside = (numbers >= low) & (numbers <= high)
-            edges = {"bins": 60, "range": (float(numbers.min()), float(numbers.max())), "log": True}
+            ends = float(numbers.min()), float(numbers.max())
+            margin = 0.1 * (ends[1] - ends[0])
+            edges = {"bins": 60, "range": ends, "log": True, "linewidth": 0}
             axes.hist(numbers[inside].numpy(), color=BLUE, label="held", **edges)
             axes.hist(numbers[~inside].numpy(), color=ORANGE, label="clipped", **edges)
-            axes.axvline(low, color=GRAY, linestyle="--")
-            axes.axvline(high, color=GRAY, linestyle="--")
-            axes.set_xlabel(f"{tensor}: {100 * float((~inside).float().mean()):.1f}% clipped", fontsize=9)
-            axes.set_yticklabels([])
+            axes.vlines(held[tensor], 0, 1, GRAY, "--", transform=axes.get_xaxis_transform())
+            axes.set_xlim(ends[0] - margin, ends[1] + margin)
+            axes.tick_params(axis="y", which="both", left=False, labelleft=False)
+            steps = (numbers[inside] * 255 / (high - low)).round().unique().numel()
+            clipped = 100 * float((~inside).float().mean())
+            axes.set_xlabel(f"{tensor}: {clipped:.0f}% clipped,\n{steps} of 256 steps used", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
