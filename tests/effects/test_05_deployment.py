@@ -51,9 +51,8 @@ def test_int8_is_smaller_and_a_bad_calibration_loses_pictures(written):
             float(export.accuracy(path, data.test)),
             deployment.int8_range(path, "images"),
         )
-    print(rights, ranges)
-    assert rights["ordinary"] > rights["float"] - 0.02
-    assert max(rights["dark"], rights["raw"]) < rights["ordinary"] - 0.05
+    assert rights["ordinary"] > rights["float"] - 0.05
+    assert max(rights["dark"], rights["raw"]) < rights["ordinary"] - 0.4
     assert ranges["dark"][1] < 0.5 * ranges["ordinary"][1] < 0.05 * ranges["raw"][1]
     for name in ("dark", "raw"):
         with pytest.raises(export.ExportError, match="was not written"):
