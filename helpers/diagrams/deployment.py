@@ -166,14 +166,14 @@ def layer_times(profiles: Mapping[str, pd.DataFrame], path: Path) -> pd.DataFram
 
 def profile_bars(table: pd.DataFrame) -> Figure:
     """Draw the microseconds of each layer, the runs beside each other; ``table`` is from ``layer_times``."""
-    figure, (axes,) = panels((7.4, 0.8 + 0.3 * len(table)), {"xlabel": "microseconds, one picture, 1 thread"})
+    figure, (axes,) = panels((7.4, 1.1 + 0.3 * len(table)), {"xlabel": "microseconds, one picture, 1 thread"})
     shifts = (-0.2, 0.2)
     for (name, times), color, shift in zip(table.items(), (BLUE, ORANGE), shifts, strict=True):
         places = [place + shift for place in range(len(table))]
         drawn = axes.barh(places, times, height=0.38, color=color, label=f"{name}: {times.sum():,.0f} in all")
         axes.bar_label(drawn, fmt=" {:.0f}", fontsize=7)
     bars(axes, table.index, [0] * len(table), BLUE)
-    axes.legend(loc="best")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
