@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -89,3 +90,21 @@ def test_diagrams_say_how_many_steps_there_are():
     (axes,) = deployment.graphs({"in PyTorch": ["Conv2d", "ReLU"], "as it runs": ["Conv + Relu"]}).axes
     words = [text.get_text() for text in axes.texts if text.get_text()]
     assert words == ["in PyTorch\n2 steps", "Conv2d", "ReLU", "as it runs\n1 steps", "Conv + Relu"]
+
+
+def test_histograms_say_what_is_clipped_and_how_many_steps_are_used():
+    seen = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    figure = deployment.calibrations(
+        {"x": seen}, {"narrow": {"x": (0.0, 1.0)}, "wide": {"x": (-255.0, 255.0)}}
+    )
+    narrow, wide = (axes.get_xlabel() for axes in figure.axes)
+    assert narrow == "x: 50% clipped,\n2 of 256 steps used"
+    assert wide == "x: 0% clipped,\n2 of 256 steps used"  # in steps of 2: -0.5, 0 and 0.5 are 0, and 1
+
+
+def test_memory_is_stacked_part_by_part():
+    table = pd.DataFrame({"runtime": [50.0, 40.0], "weights": [9.0, 2.0]}, index=["float", "int8"])
+    growth = pd.DataFrame({"weights": [9.0, 9.0], "activations": [1.0, 4.0]}, index=[32, 64])
+    left, right = deployment.memory(table, growth).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in left.patches] == [(0, 50), (0, 40), (50, 9), (40, 2)]
+    assert list(right.lines[1].get_ydata()) == [1, 4]
