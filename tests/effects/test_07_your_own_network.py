@@ -59,9 +59,9 @@ def test_the_patterns_can_be_told_apart(network, data):
 
 
 def test_recalibrated_a_network_with_fewer_channels_is_better_than_as_it_fell_out(network, data):
-    smaller = pruning.prune_channels(network, data.train.images[:1].float(), 0.25)
+    smaller = pruning.prune_channels(network, data.train.images[:1].float(), 0.5)
     found = [float(evaluate(model, data.train)) for model in (smaller, recalibrate(smaller, data.train))]
-    assert found[1] > found[0] + 0.05
+    assert found[1] > found[0] + 0.08
 
 
 def test_what_was_changed_comes_back_into_a_fresh_instance(network, data, tmp_path):
