@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.callbacks import Callback, Run
 from helpers.data import Split
 from helpers.evaluation import measure
 from helpers.types import Bits, Count, Positive, Whole, checked, real, several, shown, tensor, whole
 
-GridBits, Real = whole(1, 16), real(ge=-1e300, le=1e300)
+GridBits, CodeBits, Real = whole(1, 16), whole(1, 8), real(ge=-1e300, le=1e300)
 
 
 @checked
@@ -68,10 +69,14 @@ def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True) -> 
             section 2.3).
     """
     rounded = copy.deepcopy(model)
-    for layer in rounded.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.weight.copy_(round_to_grid(layer.weight, bits, per_channel=per_channel))
+    for weight in _weights(rounded).values():
+        weight.copy_(round_to_grid(weight, bits, per_channel=per_channel))
     return rounded
+
+
+def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    kinds = (nn.Conv2d, nn.Linear)
+    return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
 def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
@@ -101,6 +106,108 @@ def symmetric_grid(weight: tensor(), bits: Bits = 8, *, per_channel: bool = True
 
 
 @checked
+class QuantizationAware(Callback):
+    """Train with rounded weights: ``fit(model, data, callbacks=[QuantizationAware(4)], ...)``.
+
+    Every step computes with the weights on their grid, and its gradient moves the exact ones behind them:
+    rounding, whose slope is 0 almost everywhere, is passed as if its slope were 1 (straight-through
+    estimator; Bengio 2013, section 4; for whole networks Jacob 2018, section 3). Steps too small to reach the
+    next level add up there. ``fit`` measures, and leaves behind, the rounded network.
+
+    Of several callbacks it comes last: what the others do to weights is done before they are rounded.
+
+    Args:
+        bits: of each Conv2d and Linear weight.
+        per_channel: as in ``round_weights``.
+    """
+
+    def __init__(self, bits: Bits, *, per_channel: bool = True) -> None:
+        self.bits, self.per_channel, self.exact = bits, per_channel, {}
+
+    def extra_repr(self) -> str:
+        """Return the settings, for fit's checkpoint."""
+        return f"bits={self.bits}, per_channel={self.per_channel}"
+
+    def on_start(self, run: Run) -> None:
+        """Keep the exact weights, or take them back after an interruption; put rounded ones in."""
+        self.weights = _weights(run.model)
+        if run.step:
+            self._put(self.exact)
+        self.on_step(run)
+
+    def on_gradients(self, run: Run) -> None:
+        """The gradient was computed with rounded weights; the step is taken from the exact ones."""
+        self._put(self.exact)
+
+    def on_step(self, run: Run) -> None:
+        """Keep the exact weights, put rounded ones in for the next step."""
+        self.exact = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self._put(
+            {n: round_to_grid(w, self.bits, per_channel=self.per_channel) for n, w in self.exact.items()}
+        )
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.weights[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the exact weights."""
+        return self.exact
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self.exact = state
+
+
+@checked
+@torch.no_grad()
+def codebook(model: nn.Module, bits: CodeBits) -> nn.Module:
+    """Return a copy in which each Conv2d and Linear has at most 2^bits values, found by k-means (Han 2016).
+
+    A weight is then stored as its value's number in the layer's table. Weights that are zero stay zero and
+    have no number, since a sparse file stores the places of the others (Han 2016, section 2).
+
+    Args:
+        model: is not changed.
+        bits: of each number.
+    """
+    shared = copy.deepcopy(model)
+    for weight in _weights(shared).values():
+        alive = weight != 0
+        if alive.any():
+            centers, numbers = k_means(weight[alive], bits)
+            weight[alive] = centers[numbers]
+    return shared
+
+
+@checked
+def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tensor, Tensor]:
+    """Move 2^bits numbers until each is the mean of the values nearest to it (Lloyd 1982).
+
+    They start evenly spaced from the smallest value to the largest, so that the few large weights are not
+    forgotten (Han 2016, section 3.2). One that no value is nearest to stays where it is.
+
+    Args:
+        values: N.
+        bits: of each value's number.
+        steps: at most so many; it ends earlier when nothing moves any more.
+
+    Returns:
+        centers: 2^bits, ascending. numbers: N, int64, of each value's nearest center.
+    """
+    centers = torch.linspace(float(values.min()), float(values.max()), 2**bits).to(values)
+    for _ in range(steps):
+        numbers = torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
+        count, total = (numbers.bincount(weights, 2**bits) for weights in (None, values.double()))
+        moved = torch.where(count > 0, total / count.clamp_min(1), centers.double()).to(values)
+        if moved.equal(centers):
+            break
+        centers = moved
+    return centers, torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
+
+
+@checked
 def sweep(
     model: nn.Module,
     split: Split,
@@ -123,8 +230,7 @@ def sweep(
     Returns:
         A row per number of bits: bits, the columns of ``measure``, bytes (of the weights alone, packed).
     """
-    layers = (layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
-    count, rows = sum(layer.weight.numel() for layer in layers), []
+    count, rows = sum(weight.numel() for weight in _weights(model).values()), []
     for number in bits:
         rounded = round_weights(model, number, per_channel=per_channel)
         found = measure(rounded, split, calibration, precision=precision)
