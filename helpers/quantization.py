@@ -56,7 +56,7 @@ def dequantize(integers: tensor(), scale: Positive, zero_point: Whole) -> Tensor
 
 @checked
 @torch.no_grad()
-def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True) -> nn.Module:
+def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True, clip: bool = False) -> nn.Module:
     """Return a copy whose Conv2d and Linear weights are rounded to 2^bits - 1 levels, symmetric about 0.
 
     The arithmetic stays in floating point; this shows what the rounding of weights alone costs (activations:
@@ -67,10 +67,11 @@ def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True) -> 
         bits: of each weight.
         per_channel: a scale for each output channel, instead of one for the layer (Krishnamoorthi 2018,
             section 2.3).
+        clip: as in ``symmetric_grid``.
     """
     rounded = copy.deepcopy(model)
     for weight in _weights(rounded).values():
-        weight.copy_(round_to_grid(weight, bits, per_channel=per_channel))
+        weight.copy_(round_to_grid(weight, bits, per_channel=per_channel, clip=clip))
     return rounded
 
 
@@ -79,30 +80,47 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
-def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True) -> Tensor:
+def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True, clip: bool = False) -> Tensor:
     """Round a weight to 2^bits - 1 levels about 0: ``symmetric_grid``'s integers times its scale."""
-    integers, scale = symmetric_grid(weight, bits, per_channel=per_channel)
+    integers, scale = symmetric_grid(weight, bits, per_channel=per_channel, clip=clip)
     return integers * scale
 
 
 @checked
-def symmetric_grid(weight: tensor(), bits: Bits = 8, *, per_channel: bool = True) -> tuple[Tensor, Tensor]:
+def symmetric_grid(
+    weight: tensor(), bits: Bits = 8, *, per_channel: bool = True, clip: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return a weight as integers from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1, and what one step is worth.
 
     Args:
         weight: outputs x anything, floating-point.
         bits: of each integer.
         per_channel: a scale for each output (Krishnamoorthi 2018, section 2.3), instead of one for all.
+        clip: the grid ends where the squared error is least, of 20 places up to the largest weight, and what
+            lies beyond is clipped (Nagel 2021, section 3.1); else it ends at the largest weight.
 
     Returns:
         Integers of the weight's shape, int64, and the scale, which multiplies them: outputs x 1 x ...
     """
     if not weight.ndim or not weight.is_floating_point():
         raise ValueError(f"weight must be floating-point, outputs x anything, got {shown(weight)}")
-    top = 2 ** (bits - 1) - 1
-    largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().max().expand(len(weight))
-    scale = (largest / top).clamp_min(1e-12).view(-1, *[1] * (weight.ndim - 1))
-    return (weight / scale).round().clamp(-top, top).long(), scale
+    top, rows = (
+        2 ** (bits - 1) - 1,
+        weight.detach().flatten(1) if weight.ndim > 1 else weight.detach()[:, None],
+    )
+    largest = rows.abs().amax(1, keepdim=True) if per_channel else rows.abs().max().expand(len(rows), 1)
+    scale, least = (largest / top).clamp_min(1e-12), torch.full_like(largest, torch.inf)
+    for share in [step / 20 for step in range(1, 21)] if clip else ():
+        narrower = (share * largest / top).clamp_min(1e-12)
+        error = (_levels(rows, narrower, top) * narrower - rows).square().sum(1, keepdim=True)
+        error = error if per_channel else error.sum().expand_as(error)
+        scale, least = torch.where(error < least, narrower, scale), torch.minimum(error, least)
+    scale = scale.view(-1, *[1] * (weight.ndim - 1))
+    return _levels(weight, scale, top).long(), scale
+
+
+def _levels(weight: Tensor, scale: Tensor, top: int) -> Tensor:
+    return (weight / scale).round().clamp(-top, top)
 
 
 @checked
@@ -119,14 +137,15 @@ class QuantizationAware(Callback):
     Args:
         bits: of each Conv2d and Linear weight.
         per_channel: as in ``round_weights``.
+        clip: as in ``symmetric_grid``.
     """
 
-    def __init__(self, bits: Bits, *, per_channel: bool = True) -> None:
-        self.bits, self.per_channel, self.exact = bits, per_channel, {}
+    def __init__(self, bits: Bits, *, per_channel: bool = True, clip: bool = False) -> None:
+        self.bits, self.grid, self.exact = bits, {"per_channel": per_channel, "clip": clip}, {}
 
     def extra_repr(self) -> str:
         """Return the settings, for fit's checkpoint."""
-        return f"bits={self.bits}, per_channel={self.per_channel}"
+        return f"bits={self.bits}, {self.grid}"
 
     def on_start(self, run: Run) -> None:
         """Keep the exact weights, or take them back after an interruption; put rounded ones in."""
@@ -142,9 +161,7 @@ class QuantizationAware(Callback):
     def on_step(self, run: Run) -> None:
         """Keep the exact weights, put rounded ones in for the next step."""
         self.exact = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self._put(
-            {n: round_to_grid(w, self.bits, per_channel=self.per_channel) for n, w in self.exact.items()}
-        )
+        self._put({name: round_to_grid(w, self.bits, **self.grid) for name, w in self.exact.items()})
 
     @torch.no_grad()
     def _put(self, values: dict[str, Tensor]) -> None:

@@ -272,3 +272,20 @@ def test_an_interrupted_run_goes_on_from_the_exact_weights(tmp_path):
     short(parts, QuantizationAware(3), Stop(), checkpoint=file)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_grid_that_clips_by_hand_and_is_nowhere_worse():
+    weight = torch.tensor([[0.45, 0.45, 0.45, 0.5, 1.0]])
+    integers, scale = quantization.symmetric_grid(weight, 2, clip=True)  # with scale 1, three would become 0
+    assert integers.tolist() == [[1, 1, 1, 1, 1]]
+    assert scale.item() == pytest.approx(0.55)  # nearest to the mean, 0.57, of 0.05, 0.1, ... 1
+    torch.manual_seed(0)
+    for weight in (torch.randn(6, 4, 3, 3), torch.randn(5, 200)):
+        for per_channel in (True, False):
+            error = {}
+            for clip in (True, False):
+                back = quantization.round_to_grid(weight, 3, per_channel=per_channel, clip=clip)
+                error[clip] = (back - weight).square().flatten(1).sum(1)
+            if per_channel:
+                assert (error[True] <= error[False] + 1e-6).all()
+            assert error[True].sum() < error[False].sum()
