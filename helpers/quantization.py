@@ -202,8 +202,9 @@ def codebook(model: nn.Module, bits: CodeBits) -> nn.Module:
 def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tensor, Tensor]:
     """Move 2^bits numbers until each is the mean of the values nearest to it (Lloyd 1982).
 
-    They start evenly spaced from the smallest value to the largest, so that the few large weights are not
-    forgotten (Han 2016, section 3.2). One that no value is nearest to stays where it is.
+    They start evenly spaced from the smallest value to the largest, so that the few large ones are not
+    forgotten (Han 2016, section 3.2), and once more with equally many values between them; the smaller
+    squared error wins. A number that no value is nearest to stays where it is.
 
     Args:
         values: N.
@@ -213,10 +214,17 @@ def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tens
     Returns:
         centers: 2^bits, ascending. numbers: N, int64, of each value's nearest center.
     """
-    centers = torch.linspace(float(values.min()), float(values.max()), 2**bits).to(values)
+    low, high, ordered = float(values.min()), float(values.max()), values.sort().values
+    even = torch.linspace(low, high, 2**bits).to(values)
+    crowded = ordered[(torch.arange(2**bits) + 0.5).mul(len(values) / 2**bits).long()]
+    found = [_lloyd(values, start, steps) for start in (even, crowded)]
+    return min(found, key=lambda one: float((one[0][one[1]] - values).square().sum()))
+
+
+def _lloyd(values: Tensor, centers: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     for _ in range(steps):
         numbers = torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
-        count, total = (numbers.bincount(weights, 2**bits) for weights in (None, values.double()))
+        count, total = (numbers.bincount(weights, len(centers)) for weights in (None, values.double()))
         moved = torch.where(count > 0, total / count.clamp_min(1), centers.double()).to(values)
         if moved.equal(centers):
             break
