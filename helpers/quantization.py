@@ -179,22 +179,26 @@ class QuantizationAware(Callback):
 
 @checked
 @torch.no_grad()
-def codebook(model: nn.Module, bits: CodeBits) -> nn.Module:
-    """Return a copy in which each Conv2d and Linear has at most 2^bits values, found by k-means (Han 2016).
+def codebook(model: nn.Module, bits: CodeBits, *, per_channel: bool = True) -> nn.Module:
+    """Return a copy in which each Conv2d and Linear has a table of 2^bits values, found by k-means (Han 2016).
 
-    A weight is then stored as its value's number in the layer's table. Weights that are zero stay zero and
-    have no number, since a sparse file stores the places of the others (Han 2016, section 2).
+    A weight is then stored as its value's number in the table. Weights that are zero stay zero and have no
+    number, since a sparse file stores the places of the others (Han 2016, section 2).
 
     Args:
         model: is not changed.
         bits: of each number.
+        per_channel: each output channel is divided by its root mean square before, and multiplied by it
+            afterwards, as a grid has a scale for each; else one table as it is, as in Han 2016.
     """
     shared = copy.deepcopy(model)
     for weight in _weights(shared).values():
-        alive = weight != 0
+        alive, rows = weight != 0, weight.flatten(1)
+        size = rows.square().mean(1).sqrt().clamp_min(1e-12) if per_channel else torch.ones_like(rows[:, 0])
+        size = size.view(-1, *[1] * (weight.ndim - 1)).expand_as(weight)
         if alive.any():
-            centers, numbers = k_means(weight[alive], bits)
-            weight[alive] = centers[numbers]
+            centers, numbers = k_means((weight / size)[alive], bits)
+            weight[alive] = centers[numbers] * size[alive]
     return shared
 
 
@@ -202,9 +206,8 @@ def codebook(model: nn.Module, bits: CodeBits) -> nn.Module:
 def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tensor, Tensor]:
     """Move 2^bits numbers until each is the mean of the values nearest to it (Lloyd 1982).
 
-    They start evenly spaced from the smallest value to the largest, so that the few large ones are not
-    forgotten (Han 2016, section 3.2), and once more with equally many values between them; the smaller
-    squared error wins. A number that no value is nearest to stays where it is.
+    They start evenly spaced from the smallest value to the largest, so that the few large ones, which matter
+    most, are not forgotten (Han 2016, section 3.2). One that no value is nearest to stays where it is.
 
     Args:
         values: N.
@@ -214,17 +217,10 @@ def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tens
     Returns:
         centers: 2^bits, ascending. numbers: N, int64, of each value's nearest center.
     """
-    low, high, ordered = float(values.min()), float(values.max()), values.sort().values
-    even = torch.linspace(low, high, 2**bits).to(values)
-    crowded = ordered[(torch.arange(2**bits) + 0.5).mul(len(values) / 2**bits).long()]
-    found = [_lloyd(values, start, steps) for start in (even, crowded)]
-    return min(found, key=lambda one: float((one[0][one[1]] - values).square().sum()))
-
-
-def _lloyd(values: Tensor, centers: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    centers = torch.linspace(float(values.min()), float(values.max()), 2**bits).to(values)
     for _ in range(steps):
         numbers = torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)
-        count, total = (numbers.bincount(weights, len(centers)) for weights in (None, values.double()))
+        count, total = (numbers.bincount(weights, 2**bits) for weights in (None, values.double()))
         moved = torch.where(count > 0, total / count.clamp_min(1), centers.double()).to(values)
         if moved.equal(centers):
             break
