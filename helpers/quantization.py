@@ -180,7 +180,7 @@ class QuantizationAware(Callback):
 @checked
 @torch.no_grad()
 def codebook(model: nn.Module, bits: CodeBits, *, per_channel: bool = True) -> nn.Module:
-    """Return a copy in which each Conv2d and Linear has a table of 2^bits values, found by k-means (Han 2016).
+    """Return a copy in which each Conv2d and Linear has a table of 2^bits values, by k-means (Han 2016).
 
     A weight is then stored as its value's number in the table. Weights that are zero stay zero and have no
     number, since a sparse file stores the places of the others (Han 2016, section 2).
