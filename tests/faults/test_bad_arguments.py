@@ -66,6 +66,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
     "deploy.torchserve.Server": "made by serving",
     "deploy.writing.*": "behind export, which checks",
+    "diagrams.*": "draws the tables and masks that our own functions return",
     "lesson.open_lesson": "its budget may come from the environment as well: below",
     "maintain.*": "the maintainers' own commands",
     "models.ConvNet": "made by build",
