@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from helpers.callbacks import Callback, Run
 from helpers.data import Split
 from helpers.evaluation import measure
-from helpers.types import Bits, Count, Positive, Whole, checked, real, several, shown, tensor, whole
+from helpers.networks import check_plain
+from helpers.types import Bits, Count, Network, Positive, Whole, checked, real, several, shown, tensor, whole
 
 GridBits, CodeBits, Real = whole(1, 16), whole(1, 8), real(ge=-1e300, le=1e300)
 
@@ -56,7 +57,7 @@ def dequantize(integers: tensor(), scale: Positive, zero_point: Whole) -> Tensor
 
 @checked
 @torch.no_grad()
-def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True, clip: bool = False) -> nn.Module:
+def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip: bool = False) -> nn.Module:
     """Return a copy whose Conv2d and Linear weights are rounded to 2^bits - 1 levels, symmetric about 0.
 
     The arithmetic stays in floating point; this shows what the rounding of weights alone costs (activations:
@@ -76,6 +77,7 @@ def round_weights(model: nn.Module, bits: Bits, *, per_channel: bool = True, cli
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    check_plain(model)
     kinds = (nn.Conv2d, nn.Linear)
     return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
@@ -104,10 +106,8 @@ def symmetric_grid(
     """
     if not weight.ndim or not weight.is_floating_point():
         raise ValueError(f"weight must be floating-point, outputs x anything, got {shown(weight)}")
-    top, rows = (
-        2 ** (bits - 1) - 1,
-        weight.detach().flatten(1) if weight.ndim > 1 else weight.detach()[:, None],
-    )
+    weight, top = weight.to(torch.promote_types(weight.dtype, torch.float32)), 2 ** (bits - 1) - 1
+    rows = weight.detach().reshape(len(weight), -1)
     largest = rows.abs().amax(1, keepdim=True) if per_channel else rows.abs().max().expand(len(rows), 1)
     scale, least = (largest / top).clamp_min(1e-12), torch.full_like(largest, torch.inf)
     for share in [step / 20 for step in range(1, 21)] if clip else ():
@@ -179,7 +179,7 @@ class QuantizationAware(Callback):
 
 @checked
 @torch.no_grad()
-def codebook(model: nn.Module, bits: CodeBits, *, per_channel: bool = True) -> nn.Module:
+def codebook(model: Network, bits: CodeBits, *, per_channel: bool = True) -> nn.Module:
     """Return a copy in which each Conv2d and Linear has a table of 2^bits values, by k-means (Han 2016).
 
     A weight is then stored as its value's number in the table. Weights that are zero stay zero and have no

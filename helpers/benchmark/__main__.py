@@ -19,7 +19,7 @@ from accelerate.utils import parse_flag_from_env
 
 from helpers.benchmark import page, results, speed
 from helpers.benchmark.bench import Bench, Job, finished, plan, run_all
-from helpers.benchmark.recipes import NETWORKS
+from helpers.benchmark.recipes import NETWORKS, SWEEP
 from helpers.benchmark.run import remeasure, run, scan
 from helpers.data import HOME
 
@@ -84,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
         "python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     line.add_argument(
-        "names", nargs="*", metavar="name", help=f"recipes (see --list), {', '.join(MORE)}; default: all"
+        "names",
+        nargs="*",
+        metavar="name",
+        help=f"recipes (see --list), sweep or {', '.join(MORE)}",
     )
     line.add_argument(
         "--list", action="store_true", help="say what there is, what is there, and what it takes; run nothing"
@@ -94,6 +97,15 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
     line.add_argument("--epochs", type=int, help="default: the recipe's; asks for --out")
+    line.add_argument(
+        "--budget",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="gpu: the sweep on one teacher, as long as a GPU can, what is worth most first",
+    )
+    line.add_argument(
+        "--formats", nargs="+", default=(), help="measure these file formats alone, as torch; the rest later"
+    )
     line.add_argument(
         "--data", default="cifar10", choices=("cifar10", "digits"), help="digits is a trial; asks for --out"
     )
@@ -113,14 +125,16 @@ def main() -> None:
     results.commit()  # of the code that is loaded now, not of what is checked out hours later
     line = parser()
     chosen = line.parse_args()
-    names = chosen.names or [*NETWORKS, *MORE]
+    asked = chosen.names or (["sweep"] if chosen.budget == "gpu" else [*NETWORKS, *MORE])
+    names = [one for name in asked for one in (SWEEP if name == "sweep" else [name])]
     for name in names:
         if name not in NETWORKS and name not in MORE:
             line.error(f"name must be a recipe of --list, {' or '.join(MORE)}; got {name}")
     if chosen.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
-        bench = Bench(chosen.out and chosen.out.resolve(), chosen.data, chosen.epochs)
+        out = chosen.out and chosen.out.resolve()
+        bench = Bench(out, chosen.data, chosen.epochs, chosen.budget, tuple(chosen.formats))
         recipes = [name for name in names if name in NETWORKS]
         if chosen.list:
             print(listed(recipes, bench))

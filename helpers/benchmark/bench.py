@@ -16,7 +16,7 @@ from helpers.benchmark import results
 from helpers.benchmark.recipes import DEPLOYED, NETWORKS, Recipe
 from helpers.data import HOME, Data, load_data
 from helpers.files import fingerprint
-from helpers.types import Count, checked
+from helpers.types import Count, Names, checked
 
 Job = tuple[str, int]  # a recipe's name and a seed
 SHIPPED = HOME / "data" / "checkpoints"
@@ -32,11 +32,15 @@ class Bench:
         data: "cifar10", or "digits": a trial, on networks a quarter as wide, 256 pictures and one epoch, in
             PyTorch and ONNX alone.
         epochs: instead of the recipe's.
+        budget: "gpu": as many epochs as a recipe has for a GPU.
+        only: the file formats that are measured now, of those that a recipe has. Default: all.
     """
 
     out: Path | None = None
     data: Literal["cifar10", "digits"] = "cifar10"
     epochs: Count | None = None
+    budget: Literal["cpu", "gpu"] = "cpu"
+    only: Names = ()
 
     def __post_init__(self) -> None:
         if self.out is None and (self.trial or self.epochs):
@@ -88,11 +92,12 @@ class Bench:
         """Return the epochs to train."""
         if not recipe.epochs:
             return 0
-        return self.epochs or (1 if self.trial else recipe.epochs)
+        return self.epochs or (1 if self.trial else (self.budget == "gpu" and recipe.gpu) or recipe.epochs)
 
     def formats(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the file formats that are written and measured."""
-        return tuple(form for form in recipe.exports if not self.trial or form in DEPLOYED)
+        wanted = [form for form in recipe.exports if not self.trial or form in DEPLOYED]
+        return tuple(form for form in wanted if not self.only or form in self.only)
 
     def pictures(self, recipe: Recipe, seed: int) -> Data:
         """Return the pictures that a recipe is trained on and measured with."""
@@ -104,7 +109,7 @@ def finished(job: Job, bench: Bench) -> bool:
     name, seed = job
     recipe, rows = NETWORKS[name], results.latest(bench.results)
     own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
-    own = own[own["epochs"] == bench.length(recipe)]
+    own = own[own["epochs"] >= bench.length(recipe)]
     for column, parent in (
         ("start", recipe.start),
         ("teacher", recipe.teacher),

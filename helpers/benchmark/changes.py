@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import channels, low_rank, pruning, quantization
+from helpers import channels, low_rank, models, pruning, quantization
 from helpers.data import Data, Split
 from helpers.evaluation import predict
 from helpers.training import Callback
@@ -77,6 +77,16 @@ def at_once(sparsity: float) -> Change:
         return model
 
     return change
+
+
+def whitened(model: nn.Module, lab: Lab) -> nn.Module:
+    """A fast_convnet whose first layer is computed from the pictures."""
+    return models.whiten(model, lab.data.train)
+
+
+def uniform(ratio: float) -> Change:
+    """The same share of channels gone from every layer."""
+    return lambda model, lab: channels.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio)
 
 
 def rounded(bits: int) -> Change:

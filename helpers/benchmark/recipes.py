@@ -27,6 +27,8 @@ from helpers.benchmark.changes import (
     ranks_of_weights,
     rounded,
     then,
+    uniform,
+    whitened,
 )
 from helpers.training import Callback
 
@@ -47,6 +49,7 @@ class Recipe:
         callbacks: the step: what ``fit`` is given for this network.
         finish: what is done after training.
         epochs: passes over the training pictures; 0: not trained.
+        gpu: epochs where ``--budget gpu`` is asked for; 0: as many.
         fit: further arguments of ``fit``.
         pictures: training pictures, drawn stratified; None: all.
         prepare: what is done to the pictures, given the network that the recipe starts from and the seed.
@@ -68,6 +71,7 @@ class Recipe:
     callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())
     finish: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
     epochs: int = 0
+    gpu: int = 0
     fit: Mapping[str, object] = field(default_factory=dict)
     pictures: int | None = None
     prepare: Prepare = field(default=lambda data, model, seed: data)
@@ -293,6 +297,49 @@ PEERS = {  # our methods and those of well-known libraries, from the same networ
     "rank_tensorly": after(0.005, 1, change=peers.tucker(4), **BRIEFER),
     "rank_ours": after(0.005, 1, change=rank(4, count="parameters"), **BRIEFER),
 }
+
+MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
+QUICK = MUON | {"lr": 0.2}
+ON = {"batch_size": 250, "warmup": 0.05}
+
+
+def on(lr: float, **settings: object) -> Recipe:
+    """Return the recipe of a network made from the frozen baseline, taught by it, and compared with it."""
+    given = {"start": "baseline", "teacher": "baseline", "reference": "baseline", "epochs": 4, "gpu": 15}
+    return Recipe(**{**given, "fit": ON | {"lr": lr}, **settings})
+
+
+def learner(start: str, **settings: object) -> Recipe:
+    """Return the recipe of a small network of its own shape, three seeds of it."""
+    change = {"change": whitened} if start == "fast_convnet" else {}
+    given = {"reference": "baseline", "epochs": 12, "gpu": 40, "seeds": (0, 1, 2), **change}
+    return Recipe(start=start, **{**given, "fit": QUICK, **settings})
+
+
+HOW = {"taught": {"teacher": "baseline"}, "alone": {}, "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}}}
+SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
+SWEEP = {  # everything on one frozen teacher, what is worth most first; no row is published yet
+    "baseline": Recipe(
+        start="vgg19", epochs=16, gpu=80, fit=MUON | {"lr": 0.1, "cutout": 8}, reference="baseline"
+    ),
+    "base_zeros95": on(0.02, callbacks=gradual(0.95, end=0.5)),
+    "base_rank7": on(0.005, change=rank(7, 4)),
+    "base_rank7_zeros60": on(0.005, start="base_rank7", callbacks=gradual(0.6), exports=ONNX["exports"]),
+    **{f"{start}_{arm}": learner(start, **how) for arm, how in HOW.items() for start in SMALL},
+    "base_control": on(0.02, **OWN),
+    **{f"base_zeros{part}": on(0.02, callbacks=gradual(part / 100, end=0.5)) for part in (90, 98, 99)},
+    **{
+        f"base_at_once{part}": on(0.02, change=at_once(part / 100), callbacks=gradual(part / 100), **OWN)
+        for part in (95, 99)
+    },
+    **{f"base_rank{times}": on(0.005, change=rank(times, times / 1.8)) for times in (5, 12, 24)},
+    "base_channels65": on(0.05, change=uniform(0.65), epochs=10, gpu=40),
+    "base_channels20": on(0.05, change=by_sensitivity(0.2), epochs=10, gpu=40),
+    "base_channels20_zeros80": on(0.01, start="base_channels20", callbacks=gradual(0.8), epochs=6, gpu=30),
+    "resnet50_base": Recipe(
+        start="resnet50", epochs=5, gpu=30, fit=MUON | {"lr": 0.1}, reference="resnet50_base"
+    ),
+}
 NETWORKS: dict[str, Recipe] = {
     **TEACHERS,
     **STUDENTS,
@@ -302,4 +349,5 @@ NETWORKS: dict[str, Recipe] = {
     **CURVE,
     **ORDERS,
     **PEERS,
+    **SWEEP,
 }

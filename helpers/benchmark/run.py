@@ -5,6 +5,7 @@ A killed run goes on from its last epoch, and a finished row is not run again.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,41 +22,55 @@ from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import Data, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
-from helpers.files import atomic_path
+from helpers.files import atomic_path, fingerprint
 from helpers.training import fit
 
 RATIOS = {"weight": (0.5, 0.8, 0.9, 0.95, 0.98), "channel": (0.25, 0.5, 0.75, 0.9)}  # of the scans
 
 
 def run(name: str, seed: int, bench: Bench) -> None:
-    """Make the network of a recipe, and its rows."""
-    recipe, epochs = NETWORKS[name], bench.length(NETWORKS[name])
+    """Make the network of a recipe where it is not there yet, and its rows."""
+    recipe, path, note = (
+        NETWORKS[name],
+        bench.target(name, seed),
+        bench.work / "networks" / f"{name}-{seed}.json",
+    )
+    expected = {"network": name, "seed": seed, "data": bench.data, "epochs": bench.length(recipe)}
+    expected |= {"start": bench.mark(recipe.start), "teacher": bench.mark(recipe.teacher)}
     data = bench.pictures(recipe, seed)
+    known = json.loads(note.read_text("utf-8")) if note.exists() and path.exists() else {}
+    if expected.items() <= known.items() and known["made"] == fingerprint(path):  # another call made it
+        data = recipe.prepare(data, models.load(path), seed)
+    else:
+        known, data = make(recipe, path, data, seed, bench, expected)
+    if results.state().is_main_process:
+        with atomic_path(note) as part:
+            part.write_text(json.dumps(known), "utf-8")
+        record({key: value for key, value in known.items() if key != "made"}, path, recipe, data, bench)
+    results.state().wait_for_everyone()
+
+
+def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known: dict) -> tuple[dict, Data]:
+    """Build, change, train and keep a network; return what is known of it then, and its pictures."""
     torch.manual_seed(seed)
-    if recipe.start in NETWORKS and recipe.start != name:
+    if recipe.start in NETWORKS and recipe.start != known["network"]:
         model = models.load(bench.file(recipe.start))
     else:
         model = models.build(recipe.start, len(data.classes), width=0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
     model = recipe.change(model, Lab(data, lambda: scan(recipe.start, "channel", bench)))
-    row = {
-        "network": name,
-        "seed": seed,
-        "data": data.name,
-        "epochs": epochs,
-        "pictures": len(prepared.train),
-    }
-    row |= {"start": bench.mark(recipe.start), "teacher": bench.mark(recipe.teacher)}
+    known = known | {"pictures": len(prepared.train), "seconds": 0}
     if results.state().is_main_process:
         held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
-        known = measure(model, held_out, few, precision="auto")
-        row |= {"as_is": known["accuracy"], "recalibrated": known["recalibrated"]}
-    history = train(model, recipe, prepared, (name, seed), bench) if epochs else None
-    row["seconds"] = 0 if history is None else round(history["seconds"].sum())
+        found = measure(model, held_out, few, precision="auto")
+        known |= {"as_is": found["accuracy"], "recalibrated": found["recalibrated"]}
+    history = None
+    if known["epochs"]:
+        history = train(model, recipe, prepared, (known["network"], seed), bench)
+        known["seconds"] = round(history["seconds"].sum())
     if results.state().is_main_process:
-        path = keep(recipe.finish(model), bench.target(name, seed), history)
-        record(row, path, recipe, prepared, bench)
-    results.state().wait_for_everyone()
+        known["made"] = fingerprint(keep(recipe.finish(model), path, history))
+    return known, prepared
 
 
 def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) -> pd.DataFrame:
