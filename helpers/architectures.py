@@ -20,7 +20,7 @@ class ConvNet(nn.Module):
     """Convolutional features, global average pooling, one linear classifier: the frame of our own networks.
 
     Args:
-        features: maps B x 3 x 32 x 32 to B x channels x h x w.
+        features: maps B x 3 x H x W to B x channels x h x w.
         channels: what ``features`` puts out.
         num_classes: number of logits.
     """

@@ -85,6 +85,8 @@ class Assumptions:
         price_per_kwh: of electricity; 0 where it is in the price of the hour.
         engineer_days: that compressing takes, once.
         price_per_engineer_day: of one.
+        releases_per_year: how often a new network replaces the one that runs.
+        days_per_release: that compressing, checking and watching a second network takes at each of them.
     """
 
     inferences_per_day: Level = 1_000_000
@@ -96,6 +98,8 @@ class Assumptions:
     price_per_kwh: Level = 0
     engineer_days: Level = 10
     price_per_engineer_day: Level = 800
+    releases_per_year: Level = 0
+    days_per_release: Level = 0
 
 
 @checked
@@ -124,6 +128,12 @@ def cost_per_year(network: Network, assumptions: Assumptions) -> dict[str, float
 
 
 @checked
+def upkeep(assumptions: Assumptions) -> float:
+    """Return what a year of releases costs in engineers' days, beside the days spent once."""
+    return assumptions.releases_per_year * assumptions.days_per_release * assumptions.price_per_engineer_day
+
+
+@checked
 def processors(network: Network, assumptions: Assumptions) -> float:
     """Return how many processors are rented on average, idle time included: latencies over a day."""
     return assumptions.inferences_per_day * network.latency_ms / MS_PER_DAY / assumptions.utilization
@@ -134,11 +144,13 @@ def saving(before: Network, after: Network, assumptions: Assumptions, years: Yea
     """Return what replacing one network by another is worth.
 
     Returns:
-        per_year (the cost that falls away), investment (engineering, once), net (over ``years``),
+        per_year (the cost that falls away, less the ``upkeep`` of what replaces it), investment
+        (engineering, once), net (over ``years``),
         return_on_investment (net over investment; infinite where nothing is invested and something is saved),
         payback_days (infinite where nothing is saved).
     """
-    per_year = cost_per_year(before, assumptions)["total"] - cost_per_year(after, assumptions)["total"]
+    costs = [cost_per_year(network, assumptions)["total"] for network in (before, after)]
+    per_year = costs[0] - costs[1] - upkeep(assumptions)
     investment = assumptions.engineer_days * assumptions.price_per_engineer_day
     net = years * per_year - investment
     free = inf if net > 0 else 0.0 if net == 0 else -inf

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+import warnings
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from helpers.data import Split
-from helpers.evaluation import evaluating, measure
+from helpers.dependencies import groups_of, traced, without
+from helpers.evaluation import measure
+from helpers.networks import narrow
 from helpers.pruning import Scope, _known, prunable, prune_once
-from helpers.types import Count, Names, Share, ShareBelowOne, by_name, checked, several, table, tensor
+from helpers.types import (
+    Count,
+    Names,
+    Network,
+    Share,
+    ShareBelowOne,
+    by_name,
+    checked,
+    several,
+    table,
+    tensor,
+)
 
 Scan = table("layer", "ratio", "recalibrated")
+WHY = "since more depends on their channels than the layers behind them"
 SCORES = {  # the words of this series, and torch-pruning's
     "magnitude": "GroupMagnitudeImportance",
     "batchnorm": "BNScaleImportance",
@@ -26,7 +39,7 @@ SCORES = {  # the words of this series, and torch-pruning's
 
 @checked
 def prune_channels(
-    model: nn.Module,
+    model: Network,
     example: tensor(),
     ratio: ShareBelowOne | by_name(ShareBelowOne),
     importance: Literal["magnitude", "batchnorm", "gradient"] = "magnitude",
@@ -38,11 +51,14 @@ def prune_channels(
     """Take whole channels away, with all in other layers that depends on them: a smaller network (Li 2017).
 
     The bookkeeping (a channel gone here is an input gone there, a residual sum ties layers together) is
-    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module.
+    torch-pruning's dependency graph (Fang 2023). The result needs it no more: it is a plain module. It was
+    run in both modes, and answers as ``model`` would if what reads these channels were zero.
 
     Args:
         model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
             channels cannot go one by one: on both sides of a grouped convolution, before group normalisation.
+            Others that more depends on than the layers behind them (before a layer normalisation, inside
+            attention, where the network's outputs are) are left alone with a warning that names them.
         example: an input it takes, for example 1 x 3 x 32 x 32.
         ratio: share of each layer's channels to remove, or {layer name: share}; layers it does not name keep
             theirs. Of layers that are tied to each other, the smallest share given for any of them counts.
@@ -66,35 +82,23 @@ def prune_channels(
         raise ValueError('scope must be "layer" where ratio names layers, got "global"')
     if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
         raise ValueError('importance "gradient" needs gradients: call backward on a batch first')
-    smaller = copy.deepcopy(model).requires_grad_(True)  # the graph is read off autograd's
-    for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
-        mine.grad = theirs.grad
-    with evaluating(smaller), torch.enable_grad():
-        with _refusing(f"example must be an input that the model takes, got {tuple(example.shape)}"):
-            example = example.to(next(smaller.parameters()))
-            outputs = smaller(example).shape
-        with _refusing("model must be a network whose channels can go"):
-            graph = torch_pruning.DependencyGraph().build_dependency(smaller, example)
-            groups = _groups(graph, shares, getattr(torch_pruning.importance, SCORES[importance])())
-            for group, scores, share in _ranked(groups, ratio) if scope == "global" else groups:
-                gone = _lowest(scores, share, round_to)
-                if gone:
-                    graph.get_pruning_group(group[0].dep.target.module, group[0].dep.handler, gone).prune()
-            left = smaller(example).shape
-    if left != outputs:
-        raise ValueError("skip must name the layer whose outputs are the network's: they would become fewer")
+    score = getattr(torch_pruning.importance, SCORES[importance])()
+    groups, tied, alone = groups_of(traced(model, example)[0], shares, score)
+    ranked = _ranked(groups, ratio) if scope == "global" else groups
+    plan = {name: gone for name, scores, share in ranked if (gone := _lowest(scores, share, round_to))}
+    smaller, leaking = without(model, example, plan)
+    while leaking:
+        alone += [one for name in leaking for one in tied[name]]
+        plan = {name: gone for name, gone in plan.items() if name not in leaking}
+        smaller, leaking = without(model, example, plan)
+    if alone and not plan:
+        raise ValueError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
+    if alone:
+        warnings.warn(f"left alone, {WHY}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
         mine.grad = None
         mine.requires_grad_(theirs.requires_grad)
-    return smaller
-
-
-@contextmanager
-def _refusing(sentence: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever torch and torch-pruning raise on what they were not made for
-        raise ValueError(f"{sentence} ({error})") from error
+    return narrow(smaller, model)
 
 
 def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, ...]) -> dict[str, float]:
@@ -113,33 +117,12 @@ def _classifier(model: nn.Module) -> str | None:
     return next((n for n, layer in [*model.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
 
 
-def _divided(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.GroupNorm):
-        return layer.num_groups > 1
-    return 1 < getattr(layer, "groups", 1) < getattr(layer, "out_channels", 1)  # a depthwise one has as many
-
-
-def _groups(graph: Any, shares: dict[str, float], score: Callable) -> list[tuple[Any, Tensor, float]]:
-    """Return the groups of layers with tied outputs: the group, its channels' scores, the share that goes."""
-    given = {graph.model.get_submodule(name): share for name, share in shares.items()}
-    found = []
-    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
-        tied = [dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
-        share = min((given[layer] for layer in tied if layer in given), default=0.0)
-        if share > 0 and not any(_divided(dep.target.module) for dep, _ in group):
-            scores = score(group)
-            if scores is None:
-                raise ValueError('importance "batchnorm" needs a normalisation behind each of its layers')
-            found.append((group, scores.detach(), share))
-    return found
-
-
-def _ranked(groups: list[tuple[Any, Tensor, float]], ratio: float) -> list[tuple[Any, Tensor, float]]:
+def _ranked(groups: list[tuple[str, Tensor, float]], ratio: float) -> list[tuple[str, Tensor, float]]:
     """Return the groups with the share of each that is among the lowest ``ratio`` of all channels."""
     sizes = [len(scores) for _, scores, _ in groups]
     ranks = torch.cat([torch.empty(0), *(scores.cpu() for _, scores, _ in groups)]).argsort().argsort()
     low = (ranks < round(ratio * len(ranks))).float().split(sizes)
-    return [(group, scores, float(part.mean())) for (group, scores, _), part in zip(groups, low, strict=True)]
+    return [(name, scores, float(part.mean())) for (name, scores, _), part in zip(groups, low, strict=True)]
 
 
 def _lowest(scores: Tensor, share: float, round_to: int) -> list[int]:

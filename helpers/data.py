@@ -1,20 +1,20 @@
-"""CIFAR-10 and handwritten digits as whole uint8 tensors, with batches and augmentation on the device.
+"""Pictures (CIFAR-10, digits, a folder's) as whole uint8 tensors; batches and augmentation on the device.
 
-A data set this small fits in memory as one tensor (180 MB for CIFAR-10), so there is no DataLoader and
-there are no worker processes: a batch is an index into that tensor, and augmentation is arithmetic on
-the index, done for the whole batch at once on whatever device the model is on.
+There is no DataLoader and there are no worker processes: a batch is an index into one tensor (180 MB for
+CIFAR-10), and augmentation is arithmetic on the index, for the whole batch, on the model's device.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib
 import os
 import pickle
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ class Split:
     """Pictures, their labels, and what a model must know to read them.
 
     Attributes:
-        images: uint8, N x 3 x 32 x 32.
+        images: uint8, N x 3 x H x W.
         labels: int64, N; or float32, N x C: each picture's probabilities, as a teacher gives them.
         mean, std: per channel, of pictures scaled to [0, 1].
         mirror: whether a picture means the same seen in a mirror (a cat does, a handwritten 2 does not).
@@ -99,7 +99,7 @@ class Data:
     """A data set in three splits.
 
     Attributes:
-        name, classes: "cifar10" or "digits", and the names of its classes; a label is an index into them.
+        name, classes: "cifar10", "digits" or a folder, and its classes: a label is an index into them.
         mean, std: per channel, of training pictures scaled to [0, 1].
         train, validation, test: to fit weights on, to make every choice on, and to touch once, at the end.
     """
@@ -188,15 +188,13 @@ def batches(
     """Yield one epoch of (images, labels), ready for a model.
 
     Args:
-        split: what to read.
-        batch_size: pictures in a batch.
+        split, batch_size: what to read, and how many pictures at a time.
         generator: shuffles, and drops the last incomplete batch: every step weighs the same. None: in order.
-        augmented: random shift and mirroring; needs ``generator``.
-        hole: side of the square that ``cutout`` hides, in pixels; needs ``generator``. 0: nothing is hidden.
+        augmented, hole: random shift and mirroring; side of ``cutout``'s square. Both need ``generator``.
         rank, world: which of so many equal shares of each batch to yield, one to a process.
 
     Yields:
-        images: float32, normalised, B x 3 x 32 x 32, channels last. labels: B, or B x C.
+        images: float32, normalised, B x 3 x H x W, channels last. labels: B, or B x C.
     """
     if rank >= world:
         raise ValueError(f"rank must be less than world, {world}, got {rank}")
@@ -222,6 +220,12 @@ def batches(
 # -- where the pictures come from ----------------------------------------------------------------------------
 
 
+def __getattr__(name: str) -> Callable:  # of the module: a folder's pictures need what stands here first
+    if name == "from_folder":
+        return importlib.import_module("helpers.folder").from_folder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     # 0..N-1 as ``count`` indices with the classes in proportion, and the rest; both sorted
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -236,8 +240,7 @@ def _stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 def _cifar10(root: Path) -> Data:
     if not (root / CIFAR10_FOLDER).exists():
         _download(root)
-    full = _read(root / CIFAR10_FOLDER, CIFAR10.train_list)
-    test = _read(root / CIFAR10_FOLDER, CIFAR10.test_list)
+    full, test = (_read(root / CIFAR10_FOLDER, one) for one in (CIFAR10.train_list, CIFAR10.test_list))
     held_out, rest = _stratified(full.labels, 5_000, SPLIT_SEED)
     splits = full.take(rest), full.take(held_out), test
     return Data("cifar10", CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, *splits)
@@ -260,8 +263,7 @@ def _read(folder: Path, listed: list[tuple[str, str]]) -> Split:
         batch = pickle.loads(content, encoding="bytes")
         images.append(batch[b"data"].reshape(-1, 3, 32, 32))
         labels += batch[b"labels"]
-    images = torch.from_numpy(np.concatenate(images))
-    return Split(images, torch.tensor(labels), CIFAR10_MEAN, CIFAR10_STD)
+    return Split(torch.from_numpy(np.concatenate(images)), torch.tensor(labels), CIFAR10_MEAN, CIFAR10_STD)
 
 
 def _download(root: Path) -> None:
@@ -280,10 +282,9 @@ def _download(root: Path) -> None:
                 CIFAR10(part, download=True)
                 (Path(part) / CIFAR10_FOLDER).rename(root / CIFAR10_FOLDER)
     except (OSError, RuntimeError, http.client.HTTPException, futures.TimeoutError) as error:
-        raise DataError(
-            f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error!r}). "
-            f'Way out: unpack it in {root}, set CIFAR10_ROOT to where it is, or use load_data("digits").'
-        ) from error
+        said = f"{root / CIFAR10_FOLDER} does not exist and {CIFAR10_URL} could not be fetched ({error!r})"
+        hint = f'unpack it in {root}, set CIFAR10_ROOT to where it is, or use load_data("digits")'
+        raise DataError(f"{said}. Way out: {hint}.") from error
 
 
 def _digits() -> Data:

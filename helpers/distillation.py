@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import Precision, predict
-from helpers.types import Share, checked, real, shown, tensor
+from helpers.networks import logits_of
+from helpers.types import Network, Share, checked, real, shown, tensor
 
 Temperature = real(ge=1e-3, le=1e6)  # beyond them T^2 magnifies what rounding leaves of the loss
 
@@ -97,7 +98,7 @@ class DistillationLoss(nn.Module):
     """
 
     @checked
-    def __init__(self, teacher: nn.Module | None, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
+    def __init__(self, teacher: Network | None, temperature: Temperature = 4.0, alpha: Share = 0.9) -> None:
         super().__init__()
         self.temperature, self.alpha = temperature, alpha
         self.teacher = teacher and copy.deepcopy(teacher).requires_grad_(False)
@@ -112,12 +113,12 @@ class DistillationLoss(nn.Module):
             answers, classes = labels.clamp_min(1e-30).log(), labels.argmax(1)
             return distillation_loss(student_logits, answers, classes, self.temperature, self.alpha)
         with torch.no_grad():
-            teacher_logits = self.teacher.eval()(images)  # whatever mode the loss is in
+            teacher_logits = logits_of(self.teacher.eval()(images))  # whatever mode the loss is in
         return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
 
 
 @checked
-def record(teacher: nn.Module, split: Split, precision: Precision = "auto") -> Tensor:
+def record(teacher: Network, split: Split, precision: Precision = "auto") -> Tensor:
     """Return a teacher's logits for every picture and, where a mirror image means the same, for that.
 
     Args:

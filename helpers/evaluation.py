@@ -16,8 +16,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from helpers.convolution import SmallMaps, has_tiles
-from helpers.data import Split, batches
-from helpers.types import Count, Whole, checked, shown
+from helpers.data import Data, Split, batches
+from helpers.networks import logits_of, narrow, refusing, widen
+from helpers.types import Count, Network, Shape, Whole, checked, shown
 
 Precision = Literal["auto", "bf16", "fp32"]
 Answers = Tensor | np.ndarray  # N classes, one for each picture
@@ -62,9 +63,12 @@ def predict(
     if not len(split):
         raise ValueError("split must hold at least one picture, got none")
     like, logits = _like(model), []
+    wanted = f"model must take pictures of {' x '.join(map(str, split.images.shape[1:]))}"
     with evaluating(model), autocast(like.device, precision):
         for images, _ in batches(split.to(like.device), batch_size):
-            logits.append(model(images.to(like.dtype)).float().cpu())
+            with refusing(wanted):
+                output = model(images.to(like.dtype))
+            logits.append(logits_of(output).float().cpu())
             if logits[-1].ndim != 2 or len(logits[-1]) != len(images):
                 raise ValueError(
                     f"model must map pictures to logits, {len(images)} x classes, got {shown(logits[-1])}"
@@ -94,7 +98,7 @@ def evaluate(
 
 @checked
 def recalibrate(
-    model: nn.Module, split: Split, *, batch_size: Count = 500, precision: Precision = "fp32"
+    model: Network, split: Split, *, batch_size: Count = 500, precision: Precision = "fp32"
 ) -> nn.Module:
     """Return a copy of ``model`` whose batch normalisation has taken its statistics anew, without labels.
 
@@ -109,7 +113,7 @@ def recalibrate(
         batch_size: pictures at a time. A last, smaller batch is left out; fewer pictures are one batch.
         precision: as in ``evaluate``.
     """
-    fresh, kind = copy.deepcopy(model), nn.modules.batchnorm._BatchNorm
+    fresh, kind = widen(copy.deepcopy(model)), nn.modules.batchnorm._BatchNorm
     norms = [layer for layer in fresh.modules() if isinstance(layer, kind) and layer.running_mean is not None]
     if norms and len(split) < 2:
         raise ValueError(f"split must hold at least two pictures, got {len(split)}: one has no variance")
@@ -125,7 +129,7 @@ def recalibrate(
             fresh(images.to(like.dtype))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return fresh
+    return narrow(fresh, model)
 
 
 @checked
@@ -206,6 +210,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@checked
+def picture_shape(data: Data | Split | None, default: Shape) -> tuple[int, ...]:
+    """Return the shape of one picture, as a batch: 1 x 3 x H x W; ``default`` without data."""
+    split = data.test if isinstance(data, Data) else data
+    return default if split is None else (1, *split.images.shape[1:])
 
 
 @functools.cache

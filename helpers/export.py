@@ -30,7 +30,17 @@ from helpers.deploy.measures import (
 from helpers.deploy.phone import parse_benchmark_model, parse_executor_runner, phone_commands, run_on_phone
 from helpers.deploy.runtimes import existing, litert_scales, onnx_session, open_session
 from helpers.deploy.torchserve import archive_labels, serving, to_torchserve
-from helpers.deploy.writing import AGREEMENT, TOLERANCE, ExportError, Pictures, example, some, writing
+from helpers.deploy.writing import (
+    AGREEMENT,
+    TOLERANCE,
+    ExportError,
+    Pictures,
+    example,
+    shape_of,
+    some,
+    some_like,
+    writing,
+)
 from helpers.types import AnyPath, Share, checked, path
 
 __all__ = [
@@ -42,6 +52,7 @@ __all__ = [
 ]  # fmt: skip
 
 OnnxPath, LitertPath, ExecutorchPath = path(".onnx"), path(".tflite"), path(".pte")
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: protobuf's limit for a file, less what describes the graph
 onnx_logits, onnx_accuracy, onnx_latency = logits, accuracy, latency
 
 
@@ -50,9 +61,10 @@ def to_onnx(model: nn.Module, path: OnnxPath, pictures: Pictures | None = None) 
     """Write ``model`` as ONNX, with any batch size, in single precision, and check it with onnxruntime.
 
     Args:
-        model: maps normalised pictures, B x 3 x 32 x 32, to logits.
+        model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .onnx.
-        pictures: what to compare on; a few dozen do. Default: 200 test pictures of ``load_data("auto")``.
+        pictures: what to compare on; a few dozen do, and the file takes their H x W. Default: 200 test
+            pictures of ``load_data("auto")``.
 
     Returns:
         The path.
@@ -60,20 +72,28 @@ def to_onnx(model: nn.Module, path: OnnxPath, pictures: Pictures | None = None) 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed; the message says how to. So with each
             format.
-        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs.
+        ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; or the weights are
+            larger than one file can hold, 2 GB.
     """
+    pictures = some(pictures)
     with writing(path, model, pictures, "onnxruntime") as (frozen, part):
+        size = sum(tensor.nbytes for tensor in (*frozen.parameters(), *frozen.buffers()))
+        if size > LARGEST_ONNX:
+            held = f"its weights are {size / 1e9:.3g} GB, and an ONNX file holds {LARGEST_ONNX / 1e9:.3g} GB"
+            raise ExportError(f"{path} was not written: {held}. Way out: to_executorch or to_coreml.")
         batch = torch.export.Dim("batch", min=1, max=65_536)
         program = torch.onnx.export(
             frozen,
-            (example(2),),
+            (example(2, shape_of(pictures)),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: batch},),
             verbose=False,
         )
-        program.save(part)
+        import onnx_ir
+
+        onnx_ir.save(program.model, part)  # program.save puts the weights of large networks beside it
     return path
 
 
@@ -102,20 +122,19 @@ def quantize_onnx(
     Raises:
         ExportError: fewer of the pictures than ``agreement`` get the class that ``source`` gives them.
     """
-    pictures = calibration if pictures is None else pictures
+    pictures = some(calibration if pictures is None else pictures)
+    calibration = some_like(pictures, calibration)
     share = AGREEMENT if agreement is None else agreement
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(source, nn.Module):
-            source = to_onnx(source, Path(folder) / "float.onnx", pictures)
+            source = to_onnx(source, Path(folder) / path.name, pictures)
         existing(source, ".onnx", name="source")
-        feeds = (
-            {"images": images.contiguous().numpy()} for images, _ in batches(some(calibration, "train"), 50)
-        )
+        feeds = ({"images": images.contiguous().numpy()} for images, _ in batches(calibration, 50))
         with writing(path, source, pictures, "onnxruntime", expect=logits, share=share) as (original, part):
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
-            prepared = Path(folder) / "prepared.onnx"
+            prepared = Path(folder) / f"prepared_{path.name}"
             quant_pre_process(original, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
@@ -148,9 +167,10 @@ def to_litert(
     2018). The file says by which scale its inputs and outputs are rounded, and ``logits`` heeds that.
 
     Args:
-        model: maps normalised pictures, B x 3 x 32 x 32, to logits.
+        model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .tflite.
-        pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
+        pictures: what to compare on; the file takes their H x W. Default: 200 test pictures of
+            ``load_data("auto")``.
         int8: quantize.
         calibration: a few hundred training pictures, for ``int8``. Default: 200 of ``load_data("auto")``.
         agreement: share of ``pictures`` that must keep their class in ``int8``. Default: 0.99; the smaller a
@@ -166,7 +186,8 @@ def to_litert(
     for name, value in {"calibration": calibration, "agreement": agreement}.items():
         if value is not None and not int8:
             raise ValueError(f"{name} is for int8=True; got it with int8=False")
-    share = AGREEMENT if agreement is None else agreement
+    share, pictures = AGREEMENT if agreement is None else agreement, some(pictures)
+    calibration = some_like(pictures, calibration) if int8 else None
     with writing(path, model, pictures, "litert-torch", share=share if int8 else None) as (frozen, part):
         import litert_torch
         import litert_torch.progress
@@ -174,8 +195,8 @@ def to_litert(
         litert_torch.progress.console.quiet = True  # in a notebook it prints past any redirection
         settings = {}
         if int8:
-            frozen, settings["quant_config"] = _calibrated(frozen, some(calibration, "train"))
-        litert_torch.convert(frozen, (example(1),), **settings).export(os.fspath(part))
+            frozen, settings["quant_config"] = _calibrated(frozen, calibration)
+        litert_torch.convert(frozen, (example(1, shape_of(pictures)),), **settings).export(os.fspath(part))
     return path
 
 
@@ -184,9 +205,10 @@ def to_executorch(model: nn.Module, path: ExecutorchPath, pictures: Pictures | N
     """Write ``model`` for ExecuTorch with XNNPACK's CPU kernels, one picture at a time; check it likewise.
 
     Args:
-        model: maps normalised pictures, B x 3 x 32 x 32, to logits.
+        model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .pte.
-        pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
+        pictures: what to compare on; the file takes their H x W. Default: 200 test pictures of
+            ``load_data("auto")``.
 
     Returns:
         The path.
@@ -194,11 +216,12 @@ def to_executorch(model: nn.Module, path: ExecutorchPath, pictures: Pictures | N
     Raises:
         ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs.
     """
+    pictures = some(pictures)
     with writing(path, model, pictures, "executorch") as (frozen, part):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        program = torch.export.export(frozen, (example(1),))
+        program = torch.export.export(frozen, (example(1, shape_of(pictures)),))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         part.write_bytes(lowered.to_executorch().buffer)
     return path
@@ -214,7 +237,9 @@ def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     quantizer = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    observed = prepare_pt2e(torch.export.export(model, (example(1),)).module(), quantizer)
+    observed = prepare_pt2e(
+        torch.export.export(model, (example(1, shape_of(calibration)),)).module(), quantizer
+    )
     with torch.no_grad():
         for images, _ in batches(calibration, 1):
             observed(images.contiguous())

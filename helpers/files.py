@@ -132,6 +132,18 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
 
 
 @checked
+def keep(path: AnyPath, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all; if it lies there already, nothing is written.
+
+    Raises:
+        OSError: the folder cannot be created or written, or the disk is full; the message names ``path``.
+    """
+    if not path.exists() or path.read_bytes() != content:
+        with atomic_path(path) as part:
+            part.write_bytes(content)
+
+
+@checked
 def writable(path: AnyPath) -> None:
     """Raise now what ``atomic_path`` would raise after hours of training: make the folder, and a file in it.
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from helpers import distillation, models, plotting
 from helpers.data import HOME, Data, load_data
-from helpers.files import CheckpointError, atomic_path, fingerprint
+from helpers.files import CheckpointError, fingerprint, keep
 from helpers.training import fit
-from helpers.types import checked
+from helpers.types import Seed, checked
 
 T = TypeVar("T")
 Budget = Literal["quick", "full"]
@@ -32,7 +32,7 @@ FAST = {  # how ``fit`` trains the small network of the live cells
     "schedule": "one_cycle",
     "warmup": 0.02,
 }
-BUILD = HOME / "build"
+BUILD = Path(os.environ.get("NNC_BUILD") or HOME / "build")
 
 
 @checked
@@ -60,13 +60,14 @@ class Lesson:
             raise ValueError(f"name must be letters, digits and underscores, got {name!r}")
         folder = os.environ.get("NNC_PUBLISH")
         if self.data.name == "cifar10" and folder:
-            drawn = io.BytesIO()
+            drawn, small = io.BytesIO(), io.BytesIO()
             figure.savefig(drawn, format="png")
             few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            with atomic_path(Path(folder) / f"{name}.png") as part:  # 256 colours: a third of the bytes
-                few.save(part, format="png", optimize=True)
+            few.save(small, format="png", optimize=True)  # 256 colours: a third of the bytes
+            keep(Path(folder) / f"{name}.png", small.getvalue())
 
-    def student(self, seed: int = 0) -> nn.Module:
+    @checked
+    def student(self, seed: Seed = 0) -> nn.Module:
         """Return the small network of the live cells, untrained; ``fit`` needs two epochs with ``**FAST``."""
         torch.manual_seed(seed)
         return models.whiten(models.build("fast_convnet"), self.data.train)
@@ -86,7 +87,9 @@ class Lesson:
     def teacher(self) -> nn.Module:
         """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
 
-        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once, and kept in build/.
+        Without CIFAR-10, a VGG-19 an eighth as wide is trained on digits instead, once, and kept in build/,
+        or in the folder that the environment variable ``NNC_BUILD`` names. Where that cannot be written it is
+        trained each time.
         """
         if self.data.name == "cifar10":
             return models.load(TEACHER)
@@ -97,7 +100,11 @@ class Lesson:
         except CheckpointError:  # not there yet, or damaged
             model = models.build("vgg19", width=0.125)
             fit(model, self.data, epochs=20, batch_size=64, progress=False)
-            models.save(model.eval(), file)
+            try:
+                models.save(model.eval(), file)
+            except OSError as error:
+                print(f"{error}. The teacher is not kept. Way out: let NNC_BUILD name a folder to write to.")
+                return model
             return self.teacher()
 
 
@@ -112,7 +119,7 @@ def open_lesson(budget: Budget = "quick") -> Lesson:
     plotting.theme()
     data = load_data(os.environ.get("NNC_DATA") or "auto")
     lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
-    gpu = torch.accelerator.current_accelerator()
+    gpu = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"
     print(f"{data}\nbudget {lesson.budget}, on {name}, {torch.get_num_threads()} threads")
     return lesson

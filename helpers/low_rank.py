@@ -15,7 +15,7 @@ from helpers import ranks as choosing
 from helpers.data import Split
 from helpers.evaluation import measure
 from helpers.profiling import count_macs, count_parameters
-from helpers.ranks import Budget, Counted, Layer, Scheme, factorizable, responses
+from helpers.ranks import Budget, Counted, Layer, Network, Scheme, factorizable, responses
 from helpers.types import Count, Names, Number, PositiveShare, Shape, by_name, checked, several, tensor
 
 Schemes = Literal["channel", "spatial", "auto"]
@@ -31,8 +31,7 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
     (input, y), columns (output, x); splits it into k x 1, then 1 x k.
 
     Args:
-        module: a Conv2d or Linear; a Linear has only the first scheme.
-        scheme: "channel" or "spatial".
+        module, scheme: a Conv2d or Linear; a Linear has only the first scheme.
 
     Returns:
         groups x rows x columns; a Linear and an ordinary convolution are one group.
@@ -190,7 +189,7 @@ def _convolution(module: nn.Conv2d, inputs: int, outputs: int, sides: str, bias:
 
 @checked
 def analyze(
-    model: nn.Module,
+    model: Network,
     energy: PositiveShare = 0.9,
     *,
     scheme: Schemes = "channel",
@@ -214,7 +213,7 @@ def analyze(
         round_to: ranks are multiples of this where the layer has that many; up for an energy, to keep it.
         pictures: choose by what these do in the network instead of by the weights alone (see ``decompose``);
             "channel" only. Energy then is the share of the variance of the layer's responses.
-        input_shape: of the model's input, for MACs. None: MACs of one output position of a wide picture.
+        input_shape: for MACs; with pictures it is theirs. None: MACs of one output of a wide picture.
 
     Returns:
         A row per layer: layer, shape, scheme, full_rank, rank, energy (really kept), parameters and
@@ -227,7 +226,7 @@ def analyze(
 
 @checked
 def factorize(
-    model: nn.Module,
+    model: Network,
     energy: PositiveShare = 0.9,
     ranks: by_name(Count) | None = None,
     skip: Names = (),
@@ -250,33 +249,35 @@ def factorize(
         budget, count, round_to, pictures, input_shape: as in ``analyze``.
 
     Returns:
-        The copy. A model of ``models.build`` keeps its recipe, so it saves, loads and trains like any other.
+        The copy, after a run in both modes; layers that do not run, since others read their weights, are left
+        alone. A model of ``models.build`` keeps its recipe: it saves, loads and trains like any other.
     """
     if ranks is not None and budget is not None:
         raise ValueError(f"budget must be None where ranks are given, got {budget!r}")
+    runs, skip = choosing.runs_of(model, skip, input_shape, pictures)
     if ranks is None:
         shape = None if count == "parameters" else input_shape
         options, factors = _take_apart(model, skip, scheme, pictures, shape)
         plan = choosing.plan(options, energy, budget, count, round_to)
         alone = plan.loc[~plan["worthwhile"], "layer"]
         if len(alone) and budget is None:
-            why = f"since two parts would be no smaller at energy {energy:g}"
-            warnings.warn(f"left alone, {why}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
-        return _apply(model, plan, factors)
+            why = f"left alone, since two parts would be no smaller at energy {energy:g}"
+            warnings.warn(f"{why}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
+        return choosing.tried(_apply(model, plan, factors), runs)
     layers = factorizable(model, skip)
     choosing.known("ranks", ranks, layers)
-    others = [name for name in layers if name not in ranks]
-    options, factors = _take_apart(model, [*skip, *others], scheme, pictures, None)
+    others = [*skip, *(name for name in layers if name not in ranks)]
+    options, factors = _take_apart(model, others, scheme, pictures, None)
     plan = choosing.by_hand(options, ranks)
     for row in plan[plan["factorized_parameters"] >= plan["parameters"]].itertuples():
         sizes = f"{row.parameters:,} to {row.factorized_parameters:,} weights"
         warnings.warn(f"layer {row.layer} grows from {sizes} at rank {row.rank}", stacklevel=3)
-    return _apply(model, plan, factors)
+    return choosing.tried(_apply(model, plan, factors), runs)
 
 
 @checked
 def sweep(
-    model: nn.Module,
+    model: Network,
     split: Split,
     energies: several(PositiveShare) = (),
     *,
@@ -319,13 +320,12 @@ def _take_apart(
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], Factors]]:
     if pictures is not None and scheme != "channel":
         raise ValueError(f'scheme must be "channel" with pictures, got {scheme!r}')
-    layers = factorizable(model, skip)
-    if not layers:
+    if not (layers := factorizable(model, skip)):
         raise ValueError("model must have a Conv2d or Linear besides those in skip, got none")
-    for name, layer in layers.items():
-        if not layer.weight.isfinite().all():
-            raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
-    positions = choosing.positions(model, layers, input_shape)
+    for name in (name for name, layer in layers.items() if not layer.weight.isfinite().all()):
+        raise ValueError(f"model must have finite weights, but layer {name} has NaN or infinity")
+    shape = (1, *pictures.images.shape[1:]) if pictures and input_shape else input_shape
+    positions = choosing.positions(model, layers, shape)
     seen = {} if pictures is None else responses(model, pictures, skip)
     schemes = ("channel", "spatial") if scheme == "auto" else (scheme,)
     tables, factors = [], {}

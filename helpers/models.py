@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from helpers import types
+from helpers import layers, types
 from helpers.architectures import MODELS, ConvNet, FastConvNet, ResidualBlock, whiten
 from helpers.files import WAY_OUT, CheckpointError, digest, fingerprint, read_safetensors, write_safetensors
 from helpers.storage import Storage, pack, unpack
@@ -38,7 +37,7 @@ Name, Classes, Width = Literal[tuple(MODELS)], types.whole(1, 1_000_000), types.
 
 @checked
 def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Module:
-    """Build an untrained network for 3 x 32 x 32 pictures.
+    """Build an untrained network, made for pictures of 32 x 32; larger ones fit as well.
 
     Args:
         name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34,
@@ -70,22 +69,6 @@ def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Modul
 
 # -- files ---------------------------------------------------------------------------------------------------
 
-SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of the layers whose shape compression changes
-    nn.Conv2d: (
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "padding_mode",
-        "bias",
-    ),
-    nn.Linear: ("in_features", "out_features", "bias"),
-    nn.BatchNorm2d: ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-}
-
 
 @checked
 def save(
@@ -96,13 +79,13 @@ def save(
 ) -> Path:
     """Write a network to a safetensors file that ``load`` turns back into the same network.
 
-    The recipe (name, width, and the shape of every Conv2d, Linear and BatchNorm2d) and a SHA-256 of the
-    weights stand in the file's metadata; nothing in it is executable. Factorized and channel-pruned networks,
-    whose layers no longer have the shapes of ``build``, come back as they are.
+    The recipe (name, width, and the shape of every convolution, linear layer and normalisation) and a SHA-256
+    of the weights stand in the file's metadata; nothing in it is executable. Factorized and channel-pruned
+    networks, whose layers no longer have the shapes of ``build``, come back as they are.
 
     Args:
         model: made by ``build``, or any other network; possibly compressed since. Of another network the file
-            describes those layers only: ``load`` needs a fresh instance of it.
+            holds the settings of all modules beside the shapes: ``load`` needs a fresh instance of it.
         path: the file to write, ending in .safetensors; its folder is made if need be.
         dtype: store floating-point weights in this type (torch.float16 halves the file). Default: unchanged.
         storage: how weights lie in the file, for models with many zeros (see ``helpers.storage``); lossless.
@@ -116,25 +99,19 @@ def save(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    tensors = {}
+    model, tensors = _uncompiled(model), {}
     for name, tensor in model.state_dict().items():
-        if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
-            raise ValueError(f"model must hold plain tensors, but {name} would not come back")
+        if not _is_plain(tensor):
+            hint = "Way out: save it before its tensors become quantized or sparse"
+            kind = f"{tensor.layout}, {tensor.device}" if type(tensor) is Tensor else type(tensor).__name__
+            raise ValueError(
+                f"model must hold plain tensors, but {name} ({kind}) would not come back. {hint}"
+            )
         kept = tensor.to("cpu", dtype if tensor.is_floating_point() else None, copy=True).contiguous()
         if not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
             raise ValueError(f"dtype must hold every weight, but {name} overflows {dtype}")
         tensors[name] = kept
-    built = model.recipe if isinstance(getattr(model, "recipe", None), dict) else {}
-    recipe = json.dumps({**built, "layers": _layers(model)})
-    twin = _follow(recipe) if built else model
-    mine, theirs = (
-        {name: type(layer) for name, layer in each.named_modules()} | _shapes(each.state_dict())
-        for each in (model, twin)
-    )
-    lost = dict(mine.items() ^ theirs.items())
-    if lost:
-        kinds = "Conv2d, Linear and BatchNorm2d"
-        raise ValueError(f"model may have other {kinds} than build's, but {min(lost)} would not come back")
+    recipe = json.dumps(_recipe(model))
     written, packed = pack(tensors, storage)
     more = {} if storage == "dense" else {"storage": storage, "packed": json.dumps(packed)}
     checksum = digest(tensors, recipe + more.get("packed", ""))
@@ -144,12 +121,13 @@ def save(
 
 @checked
 def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
-    """Read a network written by ``save``, as float32, on the CPU, in eval mode.
+    """Read a network written by ``save``, on the CPU, in eval mode, as float32 (or of the types of ``into``).
 
     Args:
         path: the file.
         into: a fresh instance of the network that was saved, where ``build`` does not know it; it stays as it
-            is. What the file describes comes back in a copy, compressed shapes included.
+            is. What the file describes comes back in a copy, compressed shapes and ties included. What it
+            only names (pooling, activation, dropout) must be the same in both.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered, not of ``save`` or does not fit ``into``.
@@ -163,7 +141,7 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
         hint = "load it with into=, a fresh instance of its class"
         raise CheckpointError(f"{path} holds a network that build does not know. Way out: {hint}.")
     try:
-        model = _follow(recipe, into)
+        model, described = _follow(recipe, into)
         expected, claims = _shapes(model.state_dict()), json.loads(packed)
         if any(tuple(about["shape"]) != expected[name][0] for name, about in claims.items()):
             raise ValueError("packed weights have other shapes")  # before a few bytes become gigabytes
@@ -173,10 +151,19 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
         odd = dict(expected.items() ^ _shapes(tensors).items())
         if odd:
             raise ValueError(f"the recipe does not describe the weights {min(odd)}")
+        own = {} if into is None else _uncompiled(into).state_dict()
+        kinds = {name: tensor.dtype for name, tensor in own.items() if tensor.is_floating_point()}
+        common = next(iter(kinds.values()), torch.float32)
+        state = model.state_dict()  # with the versions of the layers' formats, which some layers ask for
         for name, tensor in tensors.items():
-            tensors[name] = (tensor.float() if tensor.is_floating_point() else tensor).clone()
-        model.load_state_dict(tensors, assign=True)
+            kind = kinds.get(name, common) if tensor.is_floating_point() else tensor.dtype
+            state[name] = tensor.to(kind, copy=True)
+        model.load_state_dict(state, assign=True)
+        if "ties" in described:
+            layers.tie(model, described)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f"{path} {error}") from None
         verb = "follow" if into is None else f"follow into {type(into).__name__}"
         said = f"{path} is altered or has a recipe this version cannot {verb} ({error}). {WAY_OUT}"
         raise CheckpointError(said) from error
@@ -187,25 +174,51 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple]:
     return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
 
 
-def _layers(model: nn.Module) -> dict[str, dict]:
-    # every layer whose shape may change: {qualified name: {"type": ..., constructor arguments}}
-    described = {}
-    for name, layer in model.named_modules():
-        settings = {key: getattr(layer, key) for key in SETTINGS.get(type(layer), ())}
-        if "bias" in settings:
-            settings["bias"] = layer.bias is not None
-        if settings:
-            described[name] = {"type": type(layer).__name__, **settings}
-    return described
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_meta)
+    )
 
 
-def _follow(recipe: str, into: nn.Module | None = None) -> nn.Module:
-    # what a file's recipe describes: on the meta device, without weights, but where ``into`` has its shape
-    arguments = json.loads(recipe)
-    layers = arguments.pop("layers")
-    model = _blank(**arguments) if into is None else copy.deepcopy(into).cpu()
-    _reshape(model, layers)
-    return model
+def _uncompiled(model: nn.Module) -> nn.Module:
+    return getattr(model, "_orig_mod", model)  # beneath torch.compile
+
+
+def _recipe(model: nn.Module) -> dict:
+    # of build's networks the file holds what build cannot know; that all comes back is seen here
+    described, built = layers.describe(model), getattr(model, "recipe", None)
+    if not isinstance(built, dict):
+        return described
+    own = built | {
+        key: described[key] for key in ("layers", "shared", "ties") if described[key] or key == "layers"
+    }
+    twin = _follow(json.dumps(own))[0]
+    lost = layers.difference(described, twin)
+    odd = dict(_shapes(model.state_dict()).items() ^ _shapes(twin.state_dict()).items())
+    if lost or odd:
+        hint = "Way out: del model.recipe, and load the file with into="
+        raise ValueError(f"model would not come back: {lost or min(odd)} as in build's. {hint}")
+    return own
+
+
+def _follow(recipe: str, into: nn.Module | None = None) -> tuple[nn.Module, dict]:
+    # what a file's recipe describes, and its description: on the meta device, without weights, but where
+    # ``into`` has its shape
+    built = json.loads(recipe)
+    described = {key: built.pop(key) for key in layers.PARTS if key in built}
+    model = _blank(**built) if into is None else copy.deepcopy(_uncompiled(into)).cpu()
+    layers.rebuild(model, described)
+    if into is not None and built:  # one of build's: it says itself how it must be
+        described = layers.describe(_follow(recipe)[0]) | described
+    lost = layers.difference(described, model) if into is not None and "settings" in described else ""
+    if lost:
+        hint = f"make {type(into).__name__} as it was before it was compressed and saved"
+        raise CheckpointError(
+            f"does not fit into {type(into).__name__}: in the file {lost}. Way out: {hint}."
+        )
+    return model, described
 
 
 @checked
@@ -213,36 +226,17 @@ def _blank(name: Name, num_classes: Classes, width: Width) -> nn.Module:
     with torch.device("meta"):  # shapes, but no weights and no memory yet
         model = MODELS[name](num_classes)
     if width != 1:
-        _reshape(model, _widened(_layers(model), width, num_classes))
+        layers.rebuild(model, {"layers": _widened(layers.layers(model), width, num_classes)})
     model.recipe = {"name": name, "num_classes": num_classes, "width": width}
     return model
 
 
-def _widened(layers: dict[str, dict], width: float, num_classes: int) -> dict[str, dict]:
-    for settings in layers.values():
+def _widened(described: dict[str, dict], width: float, num_classes: int) -> dict[str, dict]:
+    for settings in described.values():
         for key in ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"):
             size = settings.get(key, 1)
             if size not in (1, 3):  # one group; the pictures' channels
                 cells = 49 if size == 512 * 49 else 1  # the ImageNet classifier sees 512 channels at 7 x 7
                 settings[key] = max(1, round(size // cells * width)) * cells
     settings["out_features"] = num_classes  # of the last layer: the logits
-    return layers
-
-
-def _reshape(model: nn.Module, layers: dict[str, dict]) -> None:
-    # gives ``model`` the layers described; one that was split in parts becomes a Sequential of them
-    kinds, current = {kind.__name__: kind for kind in SETTINGS}, _layers(model)
-    for name, settings in layers.items():
-        described = {key: tuple(part) if isinstance(part, list) else part for key, part in settings.items()}
-        if described == current.get(name):
-            continue
-        sizes = [size for key, size in described.items() if key.endswith(("channels", "features"))]
-        if math.prod(sizes) >= 2**40:
-            raise ValueError(f"layer {name} claims an absurd size")
-        parent, (*path, child) = model, name.split(".")
-        for part in path:
-            if type(getattr(parent, part, None)) in (*SETTINGS, type(None)):
-                parent.add_module(part, nn.Sequential())
-            parent = parent.get_submodule(part)
-        with torch.device("meta"):
-            parent.add_module(child, kinds[described.pop("type")](**described))
+    return described

@@ -182,16 +182,18 @@ def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def sensitivity(scan: pd.DataFrame) -> Figure:
-    """Draw accuracy against the share taken from one layer alone, a line per layer, early layers dark.
-    ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, recalibrated_correct or correct."""
-    right = scan["recalibrated_correct" if "recalibrated_correct" in scan else "correct"]
-    percent = scan.assign(taken=100 * scan["ratio"], accuracy=100 * right / scan["total"])
-    figure, (axes,) = panels((7, 3.8), {"ylabel": "accuracy (%)"})
-    lines = percent.pivot_table("accuracy", "taken", "layer", sort=False)
-    lines.plot(
-        ax=axes, style="o-", markersize=3, colormap="viridis", xlabel="taken from this layer alone (%)"
-    )
-    axes.legend(title="layer", **BESIDE)
+    """Draw how many points each layer's pruning alone costs, as it falls out and recalibrated, as heat maps.
+    ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, correct, recalibrated_correct."""
+    titles = {"correct": "points lost, as it falls out", "recalibrated_correct": "points lost, recalibrated"}
+    size = 8.4, 1.1 + 0.26 * scan["layer"].nunique()
+    figure, grid = panels(size, *({"title": title} for title in titles.values()), sharey=True)
+    for axes, column in zip(grid, titles, strict=True):
+        percent = scan.assign(taken=100 * scan["ratio"], percent=100 * scan[column] / scan["total"])
+        wide = percent.pivot_table("percent", "layer", "taken", sort=False)
+        lost = wide.iloc[:, 1:].rsub(wide.iloc[:, 0], axis=0).round() + 0.0  # without -0
+        sns.heatmap(lost, annot=True, fmt=".0f", cmap="rocket_r", vmin=0, vmax=80, cbar=False, ax=axes)
+        axes.set(xlabel="taken from this layer alone (%)", ylabel="")
+        axes.set_xticklabels([f"{taken:g}" for taken in lost.columns])
     return figure
 
 

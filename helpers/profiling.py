@@ -7,26 +7,23 @@ with its interquartile range, and says batch size and thread count. MB are 10^6 
 from __future__ import annotations
 
 import copy
-import math
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.benchmark import set_torch_threads, timer
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import models
 from helpers.data import Data, Split
-from helpers.evaluation import evaluate, evaluating
+from helpers.evaluation import evaluate, evaluating, picture_shape
+from helpers.runs import PICTURE, calls, counted, example_of, forward, laid_out
 from helpers.storage import STORAGES
-from helpers.types import Count, Names, Shape, Threads, by_name, checked, whole
+from helpers.types import Count, Names, Network, Shape, Threads, by_name, checked, whole
 
-PICTURE = (1, 3, 32, 32)
 Repeats = whole(3)  # fewer have no quartiles
 LATENCY = ["latency_ms", "latency_low_ms", "latency_high_ms"]
 
@@ -70,7 +67,7 @@ def measure_latency(
 def _latencies(networks: dict, input_shape: tuple, threads: int | None, repeats: int) -> dict[str, dict]:
     threads = threads or torch.get_num_threads()
     runs = {
-        name: partial(_forward, _laid_out(model), _example(model, input_shape))
+        name: partial(forward, laid_out(model), example_of(model, input_shape))
         for name, model in networks.items()
     }
     with torch.no_grad(), set_torch_threads(threads):
@@ -81,9 +78,12 @@ def _latencies(networks: dict, input_shape: tuple, threads: int | None, repeats:
 
 @checked
 def profile(
-    model: nn.Module, input_shape: Shape = PICTURE, *, latency: bool = False, repeats: Count = 20
+    model: Network, input_shape: Shape = PICTURE, *, latency: bool = False, repeats: Count = 20
 ) -> pd.DataFrame:
     """Take a network apart, a row per leaf layer, in the order they run.
+
+    A module with parts has a row, too, after theirs, if it holds parameters or computes products itself, as
+    attention does: what its own row counts is what its parts do not. So the rows add up to the network.
 
     Args:
         model: any module that takes one tensor.
@@ -124,47 +124,21 @@ def compare_layers(
 
 @torch.no_grad()
 def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repeats: int) -> pd.DataFrame:
-    rows, counted, runs = [], set(), {}
-    for network, model in networks.items():
-        for name, layer, run in calls(model, input_shape):
-            output, macs = _macs(run)
-            own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-            own = [one for one in own if id(one) not in counted]
-            counted.update(map(id, own))
-            runs[str(len(rows))] = run
-            rows.append({
-                "network": network, "layer": name, "type": type(layer).__name__,
-                "output_shape": tuple(output.shape),
-                "parameters": sum(one.numel() for one in own if isinstance(one, nn.Parameter)),
-                "bytes": sum(one.nbytes for one in own), "macs": macs,
-            })  # fmt: skip
+    found = [(network, call) for network, model in networks.items() for call in calls(model, input_shape)]
+    rows = []
+    for network, call in found:
+        rows.append({
+            "network": network, "layer": call.name, "type": type(call.layer).__name__,
+            "output_shape": call.output_shape,
+            "parameters": sum(one.numel() for one in call.own if isinstance(one, nn.Parameter)),
+            "bytes": sum(one.nbytes for one in call.own), "macs": call.macs,
+        })  # fmt: skip
     if repeats:
-        for row, times in zip(rows, time_in_turns(runs, repeats).values(), strict=True):
-            row["latency_ms"] = times["latency_ms"]
+        times = time_in_turns({str(row): call.run for row, (_, call) in enumerate(found)}, repeats)
+        for row, (_, call) in enumerate(found):  # without its parts' time, which are the rows before
+            parts = sum(one["latency_ms"] for one in rows[row - call.parts : row])
+            rows[row]["latency_ms"] = max(0.0, times[str(row)]["latency_ms"] - parts)
     return pd.DataFrame(rows)
-
-
-@checked
-def calls(model: nn.Module, input_shape: Shape = PICTURE) -> list[tuple[str, nn.Module, partial]]:
-    """Return name, layer and a call on its own input of each leaf layer of a copy of ``model``, in order."""
-    network, found = _laid_out(model), []
-    leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
-
-    def note(name: str, layer: nn.Module, inputs: tuple, named: dict, output: object) -> None:
-        found.append((name, layer, partial(layer, *copy.deepcopy(inputs), **named)))
-
-    with torch.no_grad(), hooked(leaves, note):
-        _forward(network, _example(model, input_shape))
-    return found
-
-
-@checked
-def hooked(layers: by_name(nn.Module), hook: Callable) -> ExitStack:
-    """Return a context that calls ``hook(name, layer, inputs, named, output)`` after each run of a layer."""
-    hooks = ExitStack()
-    for name, layer in layers.items():
-        hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
-    return hooks
 
 
 @checked
@@ -174,16 +148,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @checked
-def count_macs(model: nn.Module, input_shape: Shape = PICTURE) -> int:
+def count_macs(model: Network, input_shape: Shape = PICTURE) -> int:
     """Return the multiply-accumulates of one forward pass: half the FLOPs of its matrix products."""
-    with evaluating(model):
-        return _macs(partial(_forward, model, _example(model, input_shape)))[1]
-
-
-def _macs(run: Callable) -> tuple[Tensor, int]:
-    with FlopCounterMode(display=False) as counter:
-        output = run()
-    return output, counter.get_total_flops() // 2
+    with evaluating(model), counted() as counter:
+        forward(model, example_of(model, input_shape))
+    return counter.get_total_flops() // 2
 
 
 @checked
@@ -219,12 +188,12 @@ def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
     On a GPU it is the allocator's own peak. On a CPU it is taken from the profiler's record of allocations;
     workspaces that a kernel takes behind PyTorch's back are not in it.
     """
-    example = _example(model, input_shape)
+    example = example_of(model, input_shape)
     resident = sum(one.nbytes for one in (*model.parameters(), *model.buffers(), example))
     if example.device.type not in ("cpu", "cuda"):
         raise ValueError(f"model must be on the CPU or a CUDA GPU to count its memory, got {example.device}")
     with evaluating(model):
-        _forward(model, example)  # a warm-up: workspaces of libraries come with the first call and stay
+        forward(model, example)  # a warm-up: workspaces of libraries come with the first call and stay
         if example.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(example.device)
             start = torch.cuda.memory_allocated(example.device)
@@ -242,7 +211,7 @@ def summarize(
     model: nn.Module,
     data: Data | Split | None = None,
     *,
-    input_shape: Shape = PICTURE,
+    input_shape: Shape | None = None,
     threads: Threads | None = None,
     repeats: Repeats = 50,
 ) -> dict:
@@ -250,16 +219,16 @@ def summarize(
 
     Args:
         model: made by ``models.build``, possibly compressed since.
-        data: measures accuracy on its test split (of a Data) or on it (a Split). Default: no accuracy.
+        data: its test split (of a Data), or it (a Split), gives accuracy and, by default, input_shape.
         input_shape, threads, repeats: as in ``measure_latency``.
 
     Returns:
         parameters, nonzeros (of them), macs, bytes and storage (of the smallest file), accuracy (an Accuracy
         or None), memory_bytes (peak while running), and what ``measure_latency`` gives.
     """
-    memory = {"memory_bytes": peak_memory(model, input_shape)}
-    latency = measure_latency(model, input_shape, threads=threads, repeats=repeats)
-    return _costs(model, data, input_shape) | memory | latency
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
+    costs = _costs(model, data, input_shape) | {"memory_bytes": peak_memory(model, input_shape)}
+    return costs | measure_latency(model, input_shape, threads=threads, repeats=repeats)
 
 
 def _costs(model: nn.Module, data: Data | Split | None, input_shape: tuple[int, ...]) -> dict[str, object]:
@@ -281,7 +250,7 @@ def compare(
     data: Data | Split | None = None,
     *,
     baseline: str | None = None,
-    input_shape: Shape = PICTURE,
+    input_shape: Shape | None = None,
     threads: Threads | None = None,
     repeats: Repeats = 50,
 ) -> pd.DataFrame:
@@ -301,6 +270,7 @@ def compare(
     baseline = next(iter(networks), None) if baseline is None else baseline
     if baseline not in networks:
         raise ValueError(f"baseline must be one of the networks {[*networks]}, got {baseline!r}")
+    input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
     device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
     times = _latencies(networks, input_shape, threads, repeats)
@@ -308,8 +278,7 @@ def compare(
     table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
     first, accuracies = table.loc[baseline], table.pop("accuracy")
     columns = ["size_mb", "storage", "parameters", "nonzeros", "macs"]
-    table["size_mb"] = table["bytes"] / 1e6
-    table["compression"] = first["bytes"] / table["bytes"]
+    table["size_mb"], table["compression"] = table["bytes"] / 1e6, first["bytes"] / table["bytes"]
     table["speedup"] = first["latency_ms"] / table["latency_ms"]
     if data is not None:
         table[["correct", "total"]] = [(one.correct, one.total) for one in accuracies]
@@ -327,24 +296,3 @@ def _device(model: nn.Module) -> torch.device:
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
     # times on two devices would compare processors
     return model if _device(model) == device else copy.deepcopy(model).to(device)
-
-
-def _laid_out(model: nn.Module) -> nn.Module:
-    # one memory format for all: networks must not differ in time by the order of their weights alone
-    return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
-
-
-def _example(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    if not shape or math.prod(shape) > 2**31:
-        raise ValueError(f"input_shape must be the sizes of a tensor of 1 to 2^31 numbers, got {shape}")
-    first = next(model.parameters(), torch.empty(0))
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
-    return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example
-
-
-def _forward(model: nn.Module, example: Tensor) -> Tensor:
-    try:
-        return model(example)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(example.shape)
-        raise ValueError(f"input_shape must be one that the model takes, got {shape} ({error})") from error

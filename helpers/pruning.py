@@ -13,9 +13,21 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import measure
+from helpers.networks import check_plain
 from helpers.profiling import file_bytes
 from helpers.training import Callback, Run
-from helpers.types import Count, Names, Number, Positive, Share, ShareBelowOne, by_name, checked, several
+from helpers.types import (
+    Count,
+    Names,
+    Network,
+    Number,
+    Positive,
+    Share,
+    ShareBelowOne,
+    by_name,
+    checked,
+    several,
+)
 
 Scope = Literal["global", "layer"]  # all weights are ranked together, or each layer's by themselves
 
@@ -58,16 +70,15 @@ class PolynomialSchedule:
 
 
 @checked
-def prunable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Parameter]:
+def prunable(model: Network, skip: Names = ()) -> dict[str, nn.Parameter]:
     """Return the weights of every Conv2d and Linear by layer name, in order; no biases, no normalisation.
 
     A weight that layers share is there once, and not at all if one of them is in ``skip``.
     """
+    check_plain(model)
     kinds = (nn.Conv2d, nn.Linear)
     layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
     _known("skip", skip, layers)
-    if not all(isinstance(weight, nn.Parameter) for weight in layers.values()):
-        raise ValueError("model must have plain weights: make masks and parametrizations permanent first")
     owners = {id(weight): name for name, weight in reversed(layers.items())}
     owners |= {id(layers[name]): None for name in skip}
     return {name: weight for name, weight in layers.items() if owners[id(weight)] == name}

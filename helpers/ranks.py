@@ -8,6 +8,10 @@ their two parts after.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,8 +21,20 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import predict
-from helpers.profiling import calls, hooked
-from helpers.types import Count, Names, PositiveShare, Shape, Whole, by_name, checked, several, tensor
+from helpers.networks import check_plain, outputs, refusing
+from helpers.runs import calls, example_of, hooked
+from helpers.types import (
+    Count,
+    Names,
+    Network,
+    PositiveShare,
+    Shape,
+    Whole,
+    by_name,
+    checked,
+    several,
+    tensor,
+)
 
 Layer = nn.Conv2d | nn.Linear
 Scheme = Literal["channel", "spatial"]
@@ -50,8 +66,14 @@ def break_even_rank(module: Layer, scheme: Scheme = "channel") -> int:
 
 
 @checked
-def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
-    """Return every Conv2d and Linear by name, in order, but those in ``skip``."""
+def factorizable(model: Network, skip: Names = ()) -> dict[str, nn.Module]:
+    """Return every Conv2d and Linear by name, in order, but those in ``skip``.
+
+    Left out, too, are the parts of PyTorch's attention, which reads their weights instead of calling them.
+    """
+    check_plain(model)
+    readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+    read = {part for module in model.modules() if isinstance(module, readers) for part in module.children()}
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
     known("skip", skip, layers)
     owners: dict[int, str] = {}
@@ -59,7 +81,40 @@ def factorizable(model: nn.Module, skip: Names = ()) -> dict[str, nn.Module]:
         owner = owners.setdefault(id(layer.weight), name)
         if owner != name and name not in skip:
             raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
-    return {name: layer for name, layer in layers.items() if name not in skip}
+    return {name: layer for name, layer in layers.items() if name not in skip and layer not in read}
+
+
+@torch.no_grad()
+def runs_of(
+    model: nn.Module, skip: tuple[str, ...], input_shape: tuple[int, ...], pictures: Split | None
+) -> tuple[list[Callable], tuple[str, ...]]:
+    """Return what runs a network, as in training and in eval mode, as far as ``model`` can; and ``skip``,
+    with the layers that no run calls: others read their weights, if anybody does.
+    """
+    shape = input_shape if pictures is None else (1, *pictures.images.shape[1:])
+    example, runs, called = example_of(model, shape), [], set()
+    layers = factorizable(model, skip)
+    with hooked(layers, lambda name, *rest: called.add(name)):
+        for training in (True, False):
+            run = partial(outputs, pictures=example, training=training)
+            with suppress(Exception):  # whatever a network raises on pictures that it was not made for
+                run(model)
+                runs.append(run)
+    if not runs:
+        warnings.warn(
+            f"the result was not run: model does not take input_shape {shape}", stacklevel=5
+        )  # whoever called
+        return runs, skip
+    return runs, (*skip, *(name for name in layers if name not in called))
+
+
+@torch.no_grad()
+def tried(model: nn.Module, runs: list[Callable]) -> nn.Module:
+    """Return ``model`` once it has been run."""
+    with refusing("skip must name the layers that this network reads besides calling them"):
+        for run in runs:
+            run(model)
+    return model
 
 
 def known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:
@@ -113,11 +168,11 @@ def positions(
     if input_shape is None:
         return {name: (getattr(layer, "stride", (1, 1))[1], 1) for name, layer in layers.items()}
     found = dict.fromkeys(layers, (0, 0))
-    for name, layer, run in calls(model, input_shape):
-        if name in layers:
-            before, after = run.args[0].shape, run().shape
-            count = math.prod(after) // len(layer.weight)
-            tall = count * before[3] // after[3] if isinstance(layer, nn.Conv2d) else count
+    for call in calls(model, input_shape):
+        if (name := call.name) in layers:
+            before, after = call.run.args[0].shape, call.output_shape
+            count = math.prod(after) // len(call.layer.weight)
+            tall = count * before[3] // after[3] if isinstance(call.layer, nn.Conv2d) else count
             found[name] = found[name][0] + tall, found[name][1] + count
     return found
 

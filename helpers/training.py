@@ -5,6 +5,7 @@ Read ``fit`` from top to bottom and you have understood the series.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Literal
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from helpers.checkpoint import Checkpoint, CheckpointPath
 from helpers.data import Data, batches
 from helpers.evaluation import Accuracy, Precision, autocast, evaluate, predict
 from helpers.muon import Muon
+from helpers.networks import fixed, logits_of, outputs, refusing
 from helpers.types import (
     Count,
     NotNegative,
@@ -37,17 +38,17 @@ from helpers.types import (
 
 __all__ = ["Accuracy", "Callback", "Checkpoint", "Loss", "Run", "evaluate", "fit", "learning_rate", "predict"]
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, images, labels) -> scalar
+Loss = Callable[..., Tensor]  # of (logits, images, labels) or (logits, labels): a scalar
 Schedule = Literal["cosine", "one_cycle"]
 
 
 @checked
 def fit(
-    model: nn.Module,  # maps normalised images, B x 3 x 32 x 32, to logits, B x classes; trained in place
+    model: nn.Module,  # maps normalised images, B x 3 x H x W, to logits, B x classes; trained in place
     data: Data,  # trains on data.train and measures on data.validation; data.test is not touched
     *,
     epochs: Count,  # passes over data.train
-    loss: Loss | None = None,  # callable(logits, images, labels) -> scalar; None: cross-entropy
+    loss: Loss | None = None,  # (logits, images, labels) or (logits, labels) -> scalar; None: cross-entropy
     callbacks: several(Callback) = (),  # what happens beside the steps
     optimizer: Literal["sgd", "muon"] = "sgd",  # with Nesterov momentum, both; see helpers.muon
     lr: Positive = 0.1,  # the largest learning rate
@@ -69,7 +70,9 @@ def fit(
 
     Each argument is explained beside it (``fit??`` shows that). A row holds epoch, lr (of the last step),
     loss, train_accuracy, validation_accuracy (shares of 1), seconds, images_per_second, and what callbacks
-    add. A loss that is NaN or infinite raises a FloatingPointError that names the step.
+    add. A loss that is NaN or infinite raises a FloatingPointError that names the step. Parts of ``model``
+    that come in eval mode and frozen stay in eval mode, so that their batch normalisation stays, too. Of a
+    network with several outputs the first, or "logits" or "out", is trained.
     """
     arguments = dict(locals())  # of the checkpoint: only a run with the same ones goes on from it
     accelerator = Accelerator(mixed_precision="no")  # autocast is ours, below: it then covers a teacher too
@@ -84,7 +87,7 @@ def fit(
     raw = _optimizer(model, optimizer, lr, momentum, weight_decay)
     wrapped, stepper = accelerator.prepare(model, raw)
     forward = torch.compile(wrapped) if compile else wrapped
-    objective = loss or (lambda z, _, labels: F.cross_entropy(z, labels, label_smoothing=label_smoothing))
+    objective, eval_parts = _objective(loss, label_smoothing), fixed(model)
 
     # 2. A run is where it is: at its start, or where its checkpoint left it.
     if checkpoint is not None:
@@ -100,11 +103,13 @@ def fit(
     while run.epoch < epochs:
         started, totals = time.perf_counter(), torch.zeros(3, device=device)
         model.train()
+        for part in eval_parts:
+            part.eval()
         for images, labels in batches(train, batch_size, generator=_seeded(seed, run.epoch, device), **views):
             for group in raw.param_groups:
                 group["lr"] = learning_rate((run.step + 0.5) / run.steps, lr, schedule, warmup)
             with autocast(device, precision):
-                logits = forward(images).float()
+                logits = logits_of(forward(images)).float()
                 value = objective(logits, images, labels)
             if device.type == "cpu":  # to look at a GPU's is to wait for it, so once an epoch, below
                 _check_finite(value.item(), f"step {run.step + 1}", run)
@@ -176,12 +181,30 @@ def _check(arguments: dict, world: int) -> None:
         raise ValueError(
             "model must have a parameter to train, but every one is frozen (requires_grad False)"
         )
+    kinds = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if any(kind.itemsize < 4 for kind in kinds):
+        found = ", ".join(map(str, kinds))
+        raise ValueError(
+            f'model must hold float32: call model.float(), for speed precision="bf16"; got {found}'
+        )
     # A label beyond the logits would end a GPU's process: two pictures show how many there are.
-    found, classes = predict(model, train.take(slice(0, 2))).shape[1], int(train.likeliest.max()) + 1
+    two = train.take(slice(0, 2))
+    found, classes = predict(model, two).shape[1], int(train.likeliest.max()) + 1
     if found < classes:
         raise ValueError(
             f"model must put out a logit for each of the {classes} classes that data.train has, got {found}"
         )
+    sizes = " x ".join(map(str, train.images.shape[1:]))
+    with refusing(f"model must take pictures of {sizes} in train mode, too"), torch.no_grad():
+        outputs(model, next(batches(two, 2))[0].to(next(model.parameters()).device), training=True)
+
+
+def _objective(loss: Loss | None, label_smoothing: float) -> Loss:
+    """Return the loss as one of (logits, images, labels): PyTorch's own take only the first and the last."""
+    loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    wanted = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
+    needed = [one for one in wanted if one.default is one.empty and one.kind < one.VAR_POSITIONAL]
+    return (lambda logits, _, labels: loss(logits, labels)) if len(needed) == 2 else loss
 
 
 def _check_finite(loss: float, where: str, run: Run) -> None:

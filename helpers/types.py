@@ -26,7 +26,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
-from torch import Tensor
+from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable)
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -215,4 +215,9 @@ def table(*columns: str) -> Any:
     return Annotated[pd.DataFrame, AfterValidator(check)]
 
 
+def _uncompiled(model: nn.Module) -> nn.Module:
+    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
+
+
 Names, AnyPath, Shape = several(str), path(), several(Count)
+Network = Annotated[nn.Module, AfterValidator(_uncompiled)]  # the module in what torch.compile returned

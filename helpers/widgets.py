@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
-from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving
+from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving, upkeep
 from helpers.distillation import temperature_effect
 from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars
 from helpers.quantization import round_to_grid
@@ -22,7 +22,7 @@ from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, check
 
 Temperature, Weight, Logits, Ranks = real(ge=1, le=20), tensor(), tensor(1), by_name(Whole)
 Sparsities, Energies, Widths = table("sparsity"), table("energy"), table("bits")
-Rival = tuple[Network, NotNegative]
+Rival = tuple[Network, NotNegative] | tuple[Network, NotNegative, NotNegative]
 SWEPT = {
     "sparsity": ("sparsity (%)", 100),
     "energy": ("energy kept (%)", 100),
@@ -37,7 +37,8 @@ COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where i
     "price_per_cpu_hour": ("price per CPU hour", (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)),
     "utilization": ("utilization", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),
     "price_per_gb": ("download price per GB", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
-    "engineer_days": ("engineer days", (0, 1, 2, 5, 10, 20, 40, 60, 100)),
+    "engineer_days": ("engineer days, once", (0, 1, 2, 5, 10, 20, 40, 60, 100)),
+    "days_per_release": ("days per release", (0, 1, 2, 5, 10, 20)),
     "years": ("years", (1, 2, 3, 5, 10)),
 }
 
@@ -284,16 +285,20 @@ def cost_figure(
         after: what would run.
         assumptions: of the service.
         years: to look ahead.
-        other: what could run instead of ``after``, and the engineer days it takes; no slider moves these.
+        other: what could run instead of ``after``, and the engineer days it takes, once and at a release; no
+            slider moves these.
         **chosen: assumptions to change, by name, such as inferences_per_day.
     """
     if not chosen.keys() <= vars(assumptions).keys():
         raise TypeError(f"chosen must be assumptions, got {', '.join(chosen)}")
     here = replace(assumptions, **chosen)
-    rival = {other[0]: replace(here, engineer_days=other[1])} if other else {}
-    plans = {before: replace(here, engineer_days=0)} | rival | {after: here}
+    network, once, release = (*(other or (before, 0)), 0)[:3]
+    rival = {network: replace(here, engineer_days=once, days_per_release=release)} if other else {}
+    plans = {before: replace(here, engineer_days=0, days_per_release=0)} | rival | {after: here}
     costs = pd.DataFrame({network.name: cost_per_year(network, here) for network in plans}).T
     total, millions = costs.pop("total"), here.inferences_per_day * DAYS_PER_YEAR / 1e6
+    if any(upkeeps := [upkeep(plan) for plan in plans.values()]):
+        costs["engineers"] = upkeeps
     each = ", ".join(f"{name} {cost / millions if millions else 0:,.2f}" for name, cost in total.items())
     figure, (left, right) = panels(
         (9.6, 3.9),
@@ -305,16 +310,16 @@ def cost_figure(
     styles = ("-", GRAY), ("--", COLORS[4]), (":", COLORS[3])
     for (network, plan), (style, color) in zip(plans.items(), styles, strict=False):
         found = saving(before, network, plan, years)
-        spent = [found["investment"], found["investment"] + years * total[network.name]]
+        spent = [found["investment"], found["investment"] + years * costs.loc[network.name].sum()]
         right.plot([0, years], spent, style, color=color, linewidth=2, label=network.name)
         if network != before:
             lines += [f"Over {years:g} year{'' if years == 1 else 's'}, {network.name}: {_in_words(found)}."]
     figure.suptitle("\n".join(lines), fontsize=10, x=0.02, ha="left")
-    for kind, color, hatch in zip(costs, COLORS, ("", "//", ".."), strict=False):
+    for kind, color, hatch in zip(costs, COLORS, ("", "//", "..", "xx"), strict=False):
         starts = costs.loc[:, :kind].sum(axis=1) - costs[kind]
         bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
-    left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in total], fontsize=9)
-    left.set_xlim(0, 1.25 * total.max() or 1)
+    left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in costs.sum(axis=1)], fontsize=9)
+    left.set_xlim(0, 1.6 * costs.sum(axis=1).max() or 1)
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
     right.yaxis.set_major_formatter(EngFormatter(sep=""))
     right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend

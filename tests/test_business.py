@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import business
+from helpers import business, waiting
 from helpers.business import Assumptions, Network, UseCase
 
 BEFORE = Network("large", latency_ms=36.0, file_mb=80.0, accuracy=0.93, memory_mb=85.0)
@@ -157,9 +157,10 @@ def test_at_break_even_the_value_is_zero(name):
     def net(one):
         return business.saving(BEFORE, AFTER, one)["net"]
 
-    there = business.break_even(net, CASE, name)
+    case = replace(CASE, releases_per_year=1, days_per_release=1) if "release" in name else CASE
+    there = business.break_even(net, case, name)
     if math.isfinite(there):
-        assert net(replace(CASE, **{name: there})) == pytest.approx(0, abs=1e-6)
+        assert net(replace(case, **{name: there})) == pytest.approx(0, abs=1e-6)
     else:  # the case pays at any value: every one of them only adds to the saving
         assert name in ("downloads_per_year", "price_per_gb", "watts", "price_per_kwh")
         assert net(replace(CASE, **{name: 0})) > 0
@@ -248,3 +249,37 @@ def test_bad_use_cases_are_named(field, bad):
         replace(USE, **{field: bad})
     with pytest.raises(ValueError, match="times_slower"):
         business.on_device(BEFORE, 0)
+
+
+def test_releases_cost_days_every_year_and_are_not_charged_to_what_runs_now():
+    case = replace(CASE, releases_per_year=4, days_per_release=2, price_per_engineer_day=100)
+    assert business.upkeep(case) == 800
+    plain = replace(case, days_per_release=0)
+    there, free = (business.saving(BEFORE, AFTER, one, years=3) for one in (case, plain))
+    assert there["per_year"] == pytest.approx(free["per_year"] - 800)
+    assert there["net"] == pytest.approx(free["net"] - 3 * 800)
+    assert there["investment"] == free["investment"]
+
+
+def test_a_line_waits_as_the_theory_of_queues_says():
+    network = replace(BEFORE, latency_ms=100.0)
+    calm = waiting.waiting(network, per_second=0.01)
+    assert calm["p99_ms"] == pytest.approx(100)
+    found = waiting.waiting(network, per_second=5, requests=200_000)
+    assert found["busy"] == pytest.approx(0.5)
+    assert found["p50_ms"] == pytest.approx(100, abs=30)  # half of them find the processor free
+    more = waiting.waiting(network, per_second=5, workers=2, requests=200_000)
+    assert 100 <= more["p50_ms"] < more["p99_ms"] < found["p99_ms"]
+    assert waiting.waiting(network, per_second=5) == waiting.waiting(network, per_second=5)
+    with pytest.raises(ValueError, match="workers"):
+        waiting.waiting(network, per_second=5, workers=0)
+
+
+def test_the_mean_wait_of_one_processor_is_pollaczeks_and_khinchines(monkeypatch):
+    """With a fixed time s and a share b busy, a request waits b s / (2 (1 - b)) on average."""
+    times = {}
+    monkeypatch.setattr(
+        waiting.np, "percentile", lambda took, _: (times.update(mean=sum(took) / len(took)), [0, 0])[1]
+    )
+    waiting.waiting(replace(BEFORE, latency_ms=100.0), per_second=8, requests=200_000)
+    assert times["mean"] == pytest.approx(100 + 0.8 * 100 / (2 * 0.2), rel=0.05)

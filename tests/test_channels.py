@@ -1,5 +1,6 @@
 """Channels that go: which, how many, and that the rest of the network still means what it meant."""
 
+import copy
 import sys
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torchvision.models import SwinTransformer
 
 from helpers import channels, models, profiling, pruning
 from helpers.channels import prune_channels
@@ -36,6 +38,42 @@ class Residual(nn.Module):
         return self.head((features + self.body(features).relu()).mean((2, 3)))
 
 
+class Concatenated(nn.Module):
+    """One layer reads the outputs of two, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 4, 3), nn.Linear(12, 4)
+
+    def forward(self, images):
+        return self.head(torch.cat([self.two(images), self.one(images)], 1).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One layer is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, images):
+        return self.head(self.twice(self.twice(self.stem(images)).relu()).mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a channel is multiplied by what all channels say."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images):
+        features = self.stem(images)
+        gate = self.up(self.down(features.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head((features * gate).mean((2, 3)))
+
+
 DEAD = [1, 4, 6]
 FLAT = [place for channel in DEAD for place in range(4 * channel, 4 * channel + 4)]  # 2 x 2 places a channel
 PLAIN = nn.Sequential(
@@ -48,6 +86,9 @@ DEPTHWISE = nn.Sequential(
     nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 1),
     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
 )  # fmt: skip
+TRANSPOSED = nn.Sequential(
+    nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -57,8 +98,12 @@ DEPTHWISE = nn.Sequential(
         (Residual(), {"stem": DEAD, "body": DEAD}, {"body": DEAD, "head": DEAD}),
         (FLATTENED, {"0": DEAD}, {"4": FLAT}),
         (DEPTHWISE, {"0": DEAD, "1": DEAD, "2": DEAD, "3": DEAD}, {"4": DEAD}),
+        (Concatenated(), {"one": DEAD}, {"head": [4 + place for place in DEAD]}),
+        (Shared(), {"stem": DEAD, "twice": DEAD}, {"twice": DEAD, "head": DEAD}),
+        (Gated(), {"stem": DEAD, "up": DEAD}, {"down": DEAD, "head": DEAD}),
+        (TRANSPOSED, {"0": DEAD}, {}),
     ],
-    ids=["plain", "residual", "flattened", "depthwise"],
+    ids=["plain", "residual", "flattened", "depthwise", "concatenated", "shared", "gated", "transposed"],
 )
 def test_a_network_answers_as_before_once_its_dead_channels_are_pruned_away(model, rows, columns):
     model = model.double().eval()
@@ -71,10 +116,186 @@ def test_a_network_answers_as_before_once_its_dead_channels_are_pruned_away(mode
             model.get_submodule(name).bias[dead] = 0
         for name, dead in columns.items():
             model.get_submodule(name).weight[:, dead] = 0
+        for layer in model.modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer.weight[DEAD] = 0
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     smaller = prune_channels(model, images[:1], {next(iter(rows)): len(DEAD) / 8}, round_to=1)
     assert outputs(smaller, *rows) == [5] * len(rows)
     assert torch.allclose(smaller(images), model(images), rtol=1e-12, atol=0)
+
+
+class Halves(nn.Module):
+    """Half of the channels gate the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Linear(8, 4)
+
+    def forward(self, images):
+        one, other = self.stem(images).chunk(2, 1)
+        return self.head((one * other.sigmoid()).mean((2, 3)))
+
+
+class Attended(nn.Module):
+    """Patches that attend to each other, and a hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.attention = (
+            nn.Conv2d(3, 16, 4, stride=4),
+            nn.MultiheadAttention(16, 2, batch_first=True),
+        )
+        self.norm, self.up, self.down, self.head = (
+            nn.LayerNorm(16),
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).mT
+        tokens = tokens + self.attention(tokens, tokens, tokens)[0]
+        return self.head((tokens + self.down(self.up(self.norm(tokens)).relu())).mean(1))
+
+
+class Functional(nn.Module):
+    """A layer whose weights are read instead of calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.middle, self.last, self.head = (
+            nn.Conv2d(3, 16, 3),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
+
+    def forward(self, images):
+        features = nn.functional.linear(self.stem(images).mean((2, 3)), self.middle.weight)
+        return self.head(self.last(features).relu())
+
+
+def between(*layers, inputs=16):
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 4)]
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *layers, *tail)
+
+
+class Auxiliary(nn.Module):
+    """In train mode a second head reads what the first reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.second = nn.Conv2d(3, 16, 3), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, images):
+        features = self.stem(images).relu().mean((2, 3))
+        return (self.head(features), self.second(features)) if self.training else self.head(features)
+
+
+DIVIDED = "it keeps its channels"  # as documented, without a word
+REFUSED = r"model must be a network whose channels can go, since more .*: {}$"
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "dead", "outcome"),
+    [
+        (between(), "0", [1, 4, 6], 13),
+        (between(nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=16, bias=False)), "0", [1, 4, 6], 13),
+        (between(nn.InstanceNorm2d(16), nn.PReLU(16), nn.MaxPool2d(2)), "0", [1, 4, 6], 13),
+        (between(nn.Conv2d(16, 4, 3, groups=4), inputs=4), "0", [1, 4, 6], DIVIDED),
+        (between(nn.Conv2d(16, 8, 3, groups=4), inputs=8), "0", [1, 4, 6], DIVIDED),
+        (between(nn.Conv2d(16, 32, 3, groups=16), inputs=32), "0", [1, 4, 6], DIVIDED),
+        (between(nn.ConvTranspose2d(16, 16, 2, groups=4)), "0", [1, 4, 6], DIVIDED),
+        (between(nn.GroupNorm(4, 16)), "0", [1, 4, 6], DIVIDED),
+        (between(nn.GroupNorm(1, 16)), "0", [1, 4, 6], REFUSED),
+        (between(nn.LayerNorm([16, 8, 8])), "0", [1, 4, 6], REFUSED),
+        (between(nn.LocalResponseNorm(3)), "0", [1, 4, 6], REFUSED),
+        (between(nn.Softmax(1)), "0", [1, 4, 6], REFUSED),
+        (between(nn.ChannelShuffle(4)), "0", [1, 4, 6], REFUSED),
+        (between(nn.PixelShuffle(2), inputs=4), "0", [4, 5, 6, 7], 12),
+        (between(nn.Upsample(scale_factor=2), nn.ZeroPad2d(1), nn.AvgPool2d(2)), "0", [1, 4, 6], 13),
+        (between(nn.Flatten(), nn.Unflatten(1, (16, 8, 8))), "0", [1, 4, 6], "skip must name 0, whose channels cannot go"),
+        (Halves(), "stem", [3, 11], 14),
+        (Attended(), "patches", [1, 4, 6], REFUSED),
+        (Attended(), "up", [1, 4, 6], 29),
+        (Functional(), "stem", [1, 4, 6], REFUSED),
+        (Functional(), "last", [1, 4, 6], 13),
+        (Auxiliary(), "stem", [1, 4, 6], 13),
+    ],
+)  # fmt: skip
+def test_whatever_the_topology_dead_channels_go_without_a_trace_or_are_kept(model, name, dead, outcome):
+    model, images = model.double().eval(), torch.randn(3, 3, 10, 10).double()
+    if isinstance(model, (Attended, Halves)):
+        images = torch.randn(3, 3, 12, 12).double()
+    layer, whole = model.get_submodule(name), len(model.get_submodule(name).weight)
+    with torch.no_grad():
+        for other in model.modules():
+            if isinstance(other, (nn.Conv2d, nn.Linear)):
+                other.weight.copy_(0.1 * other.weight.sign())  # no channel is read more than another
+        layer.weight[dead] = 0
+        layer.bias[dead] = 0
+    if isinstance(outcome, str) and outcome != DIVIDED:
+        with pytest.raises(ValueError, match=outcome.format(name)):
+            prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
+        return
+    state = torch.random.get_rng_state()
+    smaller = prune_channels(model, images[:1], {name: len(dead) / whole}, round_to=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert outputs(smaller, name) == [whole if outcome == DIVIDED else outcome]
+    for mode in (True, False):
+        found, wanted = (network.train(mode)(images) for network in (smaller, model))
+        assert torch.allclose(torch.cat([*found]), torch.cat([*wanted]), rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_that_is_still_zero_hides_nothing():
+    model = Attended()
+    nn.init.zeros_(model.head.weight)
+    with pytest.warns(UserWarning, match=r"left alone, since more depends .*: down, patches"):
+        smaller = prune_channels(model, torch.randn(1, 3, 12, 12), 0.5)
+    assert not smaller.head.weight.any()
+
+
+def test_of_several_layers_the_one_whose_channels_cannot_go_is_named_and_others_can_be_pruned():
+    model = between(nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Unflatten(1, (16, 8, 8)), nn.Conv2d(16, 16, 1))
+    example = torch.randn(1, 3, 10, 10)
+    with pytest.raises(ValueError, match=r"^skip must name 2, whose channels cannot go"):
+        prune_channels(model, example, 0.5)
+    assert outputs(prune_channels(model, example, 0.5, skip=["2"]), "0", "2", "5") == [8, 16, 8]
+
+
+def test_layers_that_keep_their_channels_because_more_depends_on_them_are_named():
+    with pytest.warns(UserWarning, match=r"left alone, since more depends .*: down, patches"):
+        smaller = prune_channels(Attended(), torch.randn(1, 3, 12, 12), 0.5)
+    assert outputs(smaller, "patches", "up", "down") == [16, 16, 16]
+
+
+def test_layers_that_share_one_weight_are_named():
+    model = between(nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    model[4].weight = model[2].weight
+    with pytest.raises(ValueError, match=r"skip must name .*two layers share its weights"):
+        prune_channels(model, torch.randn(1, 3, 10, 10), 0.5)
+
+
+def test_a_search_that_would_not_end_ends_and_the_rest_is_pruned():
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=10).eval()
+    with pytest.warns(UserWarning, match="left alone, .*features.0.0"):
+        smaller = prune_channels(model, PICTURE, 0.5)
+    hidden = ["features.1.0.mlp.0", "features.3.0.mlp.0"]
+    assert outputs(model, *hidden) == [64, 128]
+    assert outputs(smaller, *hidden) == [32, 64]
+    assert smaller(PICTURE).shape == (1, 10)
+
+
+def test_a_network_in_half_precision_loses_the_channels_that_it_loses_in_float32():
+    model = models.build("tiny_convnet", width=0.5).half()
+    smaller, wanted = (prune_channels(one, PICTURE, 0.5) for one in (model, copy.deepcopy(model).float()))
+    assert all(
+        torch.equal(a, b.to(a.dtype))
+        for a, b in zip(smaller.state_dict().values(), wanted.state_dict().values(), strict=True)
+    )
+    assert {weight.dtype for weight in smaller.parameters()} == {torch.float16}
 
 
 # -- how many --------------------------------------------------------------------------------------------------------
@@ -238,8 +459,8 @@ class Fixed(nn.Module):
     ("model", "importance", "message"),
     [
         (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)), "batchnorm", 'model must.*"batchnorm" needs'),
-        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), "magnitude", "skip must name"),
-        (Fixed(), "magnitude", "model must be a network whose channels can go"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3)), "magnitude", "model must be a network whose channels can go, .*: 0$"),
+        (Fixed(), "magnitude", "model must be a network whose channels can go, .*: convolution$"),
     ],
 )  # fmt: skip
 def test_prune_channels_refuses_what_it_cannot_do(model, importance, message):

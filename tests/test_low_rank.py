@@ -525,3 +525,58 @@ def test_arguments_that_contradict_each_other():
         factorize(model, 7, ranks={"features.3": 1})
     with pytest.raises(ValueError, match="input_shape must be one that the model takes"):
         analyze(model, input_shape=(1, 5, 8, 8))
+
+
+# -- networks that nobody here wrote -------------------------------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    """The weights of one layer are read by another, and one layer runs in train mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.read = nn.Linear(12, 16), nn.Linear(16, 16)
+        self.head, self.second = nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x):
+        features = nn.functional.linear(self.stem(x), self.read.weight, self.read.bias)
+        return (self.head(features), self.second(features)) if self.training else self.head(features)
+
+
+def test_layers_that_are_read_instead_of_called_stay_whole():
+    thinner = low_rank.factorize(Functional(), energy=0.3, input_shape=(2, 12))
+    assert isinstance(thinner.stem, nn.Sequential)
+    assert isinstance(thinner.second, nn.Sequential)
+    assert type(thinner.read) is nn.Linear
+    assert [len(thinner.train(mode)(torch.zeros(2, 12))) for mode in (True, False)] == [2, 2]
+    with pytest.raises(ValueError, match="ranks must be one of stem, head, second, got 'read'"):
+        low_rank.factorize(Functional(), ranks={"read": 2}, input_shape=(2, 12))
+
+
+def test_attention_keeps_the_layers_whose_weights_it_reads():
+    model = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+    with pytest.warns(UserWarning, match="the result was not run: model does not take input_shape"):
+        thinner = low_rank.factorize(model, energy=0.3)
+    parts = {name for name, layer in thinner.named_modules() if isinstance(layer, nn.Sequential)}
+    assert parts == {"decoder.layers.0.linear1", "decoder.layers.0.linear2"}
+    tokens = torch.randn(1, 4, 16)
+    for mode in (True, False):
+        with torch.no_grad():
+            assert thinner.train(mode)(tokens, tokens).shape == (1, 4, 16)
+
+
+class Reading(nn.Module):
+    """A layer that is called, and read as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(12, 12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(x) + self.layer.weight.mean())
+
+
+def test_a_result_that_does_not_run_is_not_returned():
+    with pytest.raises(ValueError, match=r"^skip must name the layers that this network reads"):
+        low_rank.factorize(Reading(), ranks={"layer": 2}, input_shape=(2, 12))
+    assert low_rank.factorize(Reading(), ranks={"head": 2}, skip=["layer"], input_shape=(2, 12)).training

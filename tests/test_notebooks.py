@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import seaborn as sns
 
-from helpers import plotting, widgets
+from helpers import plotting, report, widgets
 from helpers.data import HOME
 from helpers.maintain.series import notebooks
 
@@ -23,13 +23,14 @@ MEASURED = re.compile(
     rf"(?<![\w.,/^-])(?:(?:\d{{1,3}}(?:,\d{{3}})+|\d+\.\d+|\d+)(?={UNIT})|(?:\d{{1,3}}(?:,\d{{3}})+|\d+\.\d+)(?![\w,.]*\d))"
 )
 GIVEN = {  # numbers that are not measured here: facts about data sets, numbers of a worked example or a question, conventions
-    "00_start_here": ("60,000", "1,797", "224", "1,024", "95", "90"),
+    "00_start_here": ("0.005", "0.05"),
     "01_distillation": (),
     "02_pruning": ("0.875",),
     "03_low_rank": (),
     "04_combined": (),
     "05_deployment": ("0.00001", "0.01"),
     "06_case_studies": (),
+    "07_your_own_network": (),
 }
 
 
@@ -169,19 +170,18 @@ class TestEveryLesson:
         found = {}
         for call in calls:
             name = getattr(call.func, "attr", "")
-            if re.fullmatch(r"(temperature|sparsity|energy|bits)_(figure|slider)", name):
-                bound = inspect.signature(getattr(widgets, name)).bind(
-                    *call.args, **{one.arg: one.value for one in call.keywords}
-                )
+            if re.fullmatch(r"(temperature|sparsity|energy|bits|budget)_(figure|slider)", name):
+                signature = inspect.signature(getattr(widgets, name, None) or getattr(report, name))
+                bound = signature.bind(*call.args, **{one.arg: one.value for one in call.keywords})
                 kind, _, what = name.partition("_")
                 given = bound.arguments.get(kind if what == "figure" else "start")
-                default = inspect.signature(getattr(widgets, name)).parameters.get("start")
+                default = signature.parameters.get("start")
                 found.setdefault(kind, {})[what] = (
                     ast.literal_eval(given) if given is not None else default.default
                 )
         for values in found.values():
             assert values["figure"] == values["slider"]
-        assert len(found) == (1 if path.stem[:2] in ("01", "02", "03", "04") else 0)
+        assert len(found) == (1 if path.stem[:2] in ("01", "02", "03", "04", "07") else 0)
 
 
 def test_colours_tell_apart_for_the_colour_blind_and_are_chosen_in_one_place():

@@ -51,6 +51,67 @@ def test_layers_add_up_to_the_whole(name):
     assert table["parameters"].sum() == profiling.count_parameters(model)
 
 
+class Attending(nn.Module):
+    """A class token and places of its own, PyTorch's attention, and a head that runs in train mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.places = nn.Parameter(torch.zeros(1, 1, 16)), nn.Parameter(torch.zeros(1, 17, 16))
+        self.patches, self.second = nn.Conv2d(3, 16, 8, stride=8), nn.Linear(16, 10)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images):
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), self.patches(images).flatten(2).mT], 1)
+        tokens = self.encoder(tokens + self.places)[:, 0]
+        return (self.head(tokens), self.second(tokens)) if self.training else self.head(tokens)
+
+
+@pytest.mark.parametrize("latency", [False, True])
+def test_attention_worked_by_hand(latency):
+    fast = torch.backends.mha.get_fastpath_enabled()
+    table = profiling.profile(Attending(), latency=latency, repeats=2).set_index("layer")
+    attention = (
+        17 * 16 * 48 + 2 * 17 * 17 * 16 + 17 * 16 * 16
+    )  # queries, keys, values; their products; the way out
+    by_hand = {
+        "patches": (16 * 3 * 64 * 16, 16 * 3 * 64 + 16),
+        "encoder.self_attn": (attention, 4 * 16 * 16 + 4 * 16),
+        "encoder.linear1": (17 * 16 * 32, 16 * 32 + 32),
+        "encoder.linear2": (17 * 16 * 32, 32 * 16 + 16),
+        "encoder.norm1": (0, 32),
+        "encoder.norm2": (0, 32),
+        "head": (160, 170),
+        "": (0, 16 + 17 * 16 + 170),  # the token, the places, and the head that did not run
+    }
+    rows = table[(table["macs"] > 0) | (table["parameters"] > 0)]
+    found = zip(rows["macs"], rows["parameters"], strict=True)
+    assert dict(zip(rows.index, found, strict=True)) == by_hand
+    assert table["macs"].sum() == profiling.count_macs(Attending()) == sum(one for one, _ in by_hand.values())
+    assert table["parameters"].sum() == profiling.count_parameters(Attending())
+    assert table.index[-1] == ""
+    assert table.loc["encoder.self_attn", "output_shape"] == (1, 17, 16)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_a_module_with_parts_is_timed_without_them(monkeypatch):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.one, self.two = nn.Parameter(torch.ones(4)), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.scale * self.two(self.one(x))
+
+    times = {"0": 1.0, "1": 2.0, "2": 3.5}  # the whole, after its two parts
+    monkeypatch.setattr(
+        profiling, "time_in_turns", lambda runs, repeats: {name: {"latency_ms": times[name]} for name in runs}
+    )
+    table = profiling.profile(Scaled(), (1, 4), latency=True)
+    assert table[["layer", "latency_ms"]].values.tolist() == [["one", 1.0], ["two", 2.0], ["", 0.5]]
+    assert list(table["parameters"]) == [20, 20, 4]
+
+
 def test_a_layer_used_twice_is_paid_for_once():
     class Twice(nn.Module):
         def __init__(self):

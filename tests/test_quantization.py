@@ -1,16 +1,24 @@
 """Quantization against numbers worked by hand and PyTorch's own."""
 
+import copy
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from torch import nn
 
-from helpers import models, quantization
+from helpers import models, pruning, quantization
+from helpers.callbacks import Callback, Run
 from helpers.data import load_data
 from helpers.evaluation import evaluate, recalibrate
+from helpers.pruning import GradualPruner
+from helpers.quantization import QuantizationAware
+from helpers.training import fit
 
 
 def test_the_grid_worked_by_hand():
@@ -105,6 +113,9 @@ def test_huffman_is_a_full_prefix_code_within_a_bit_of_the_entropy(counts):
         (lambda: quantization.affine_grid(0.0, 1.0, 0), "bits"),
         (lambda: quantization.quantize(torch.ones(2), 0.0, 0), "scale"),
         (lambda: quantization.round_weights(nn.Linear(2, 2), 1), "bits"),
+        (lambda: quantization.codebook(nn.Linear(2, 2), 9), "bits"),
+        (lambda: quantization.k_means(torch.tensor([1.0, math.nan]), 2), "values"),
+        (lambda: QuantizationAware(1), "bits"),
         (lambda: quantization.huffman_lengths({}), "counts"),
         (lambda: quantization.huffman_lengths({1: 0}), "counts"),
     ],
@@ -121,3 +132,163 @@ def test_symmetric_grid_by_hand():
     together, one = quantization.symmetric_grid(torch.tensor([[1.0, 0.5], [0.1, 0.0]]), 3, per_channel=False)
     assert together.tolist() == [[3, 2], [0, 0]]
     assert one.unique().numel() == 1
+
+
+# -- a codebook --------------------------------------------------------------------------------------------
+
+
+def test_k_means_worked_by_hand():
+    # 0 and 6 to start with: 0, 1, 2 are nearer to 0, and 6 is its own mean; 1 and 6 stay
+    centers, numbers = quantization.k_means(torch.tensor([2.0, 0.0, 6.0, 1.0]), bits=1)
+    assert centers.tolist() == [1.0, 6.0]
+    assert numbers.tolist() == [0, 0, 1, 0]
+
+
+def test_k_means_is_sklearns():
+    torch.manual_seed(0)
+    weight = nn.Conv2d(16, 32, 3).weight.detach().flatten()
+    centers, numbers = quantization.k_means(weight, bits=3)
+    start = torch.linspace(float(weight.min()), float(weight.max()), 8).numpy()[:, None]
+    theirs = KMeans(8, init=start, n_init=1, max_iter=100, tol=0).fit(weight.numpy()[:, None])
+    assert np.allclose(np.sort(theirs.cluster_centers_.ravel()), centers, atol=1e-4)
+    assert theirs.inertia_ == pytest.approx(float((centers[numbers] - weight).square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_codebook_has_few_values_keeps_zeros_and_is_nearer_than_a_grid(per_channel):
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.25)
+    pruning.prune_once(model, 0.5, "layer")
+    before = copy.deepcopy(model.state_dict())
+    shared = quantization.codebook(model, 2, per_channel=per_channel)
+    rounded = quantization.round_weights(model, 2, per_channel=per_channel)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for name, weight in pruning.prunable(model).items():
+        found = pruning.prunable(shared)[name]
+        values = [channel[channel != 0].unique() for channel in (found if per_channel else found[None])]
+        assert all(len(each) <= 4 for each in values)
+        assert torch.equal(found == 0, weight == 0)
+        grid = pruning.prunable(rounded)[name]
+        assert (found - weight).square().sum() < (grid - weight).square().sum()
+
+
+def test_a_layer_of_zeros_and_one_of_a_single_value_have_a_codebook():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    nn.init.zeros_(model[0].weight)
+    nn.init.constant_(model[1].weight, 0.3)
+    shared = quantization.codebook(model, 4)
+    assert all(torch.allclose(one.weight, other.weight) for one, other in zip(model, shared, strict=True))
+
+
+# -- rounding in the loop ----------------------------------------------------------------------------------
+
+
+def test_the_straight_through_step_by_hand():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 0.4]])
+    run = Run(layer, torch.optim.SGD(layer.parameters(), lr=0.2), steps=2)
+    callback = QuantizationAware(2)  # levels -1, 0 and 1, times the largest weight
+    callback.on_start(run)
+    assert layer.weight.tolist() == [[1.0, 0.0]]
+    steps = (  # gradient, exact weight after the step, what the next step computes with
+        ([0.0, -1.0], [1.0, 0.6], [1.0, 1.0]),  # 0.6 rounds up: it has got there from 0.4, behind a rounded 0
+        ([-2.0, 0.0], [1.4, 0.6], [1.4, 0.0]),  # the grid has grown: 0.6 is nearer to 0 than to 1.4
+    )
+    for gradient, exact, rounded in steps:
+        layer.weight.grad = torch.tensor([gradient])
+        callback.on_gradients(run)
+        run.optimizer.step()
+        assert layer.weight.tolist() == [pytest.approx(exact)]
+        run.step += 1
+        callback.on_step(run)
+        assert layer.weight.tolist() == [pytest.approx(rounded)]
+
+
+class Watch(Callback):
+    """Notes the weights that each gradient was computed with."""
+
+    def on_gradients(self, run):
+        self.seen = {name: weight.detach().clone() for name, weight in pruning.prunable(run.model).items()}
+
+
+def few(pictures=60):
+    data = load_data("digits")
+    return replace(
+        data, train=data.train.take(slice(0, pictures)), validation=data.validation.take(slice(0, 50))
+    )
+
+
+def short(model, *callbacks, **settings):
+    return fit(
+        model, few(), callbacks=callbacks, **{"epochs": 2, "batch_size": 20, "progress": False} | settings
+    )
+
+
+def test_gradients_come_from_rounded_weights_and_the_rounded_network_is_left():
+    torch.manual_seed(0)
+    model, watch = models.build("micro_convnet", width=0.25), Watch()
+    start = copy.deepcopy(model)
+    callback = QuantizationAware(3)
+    table = short(model, watch, callback)
+    for name, seen in watch.seen.items():
+        assert all(len(channel.unique()) <= 7 for channel in seen), name
+    for name, weight in pruning.prunable(model).items():
+        exact = callback.exact[name]
+        assert torch.equal(weight, quantization.round_to_grid(exact, 3))
+        assert not torch.equal(exact, pruning.prunable(start)[name])
+    assert table["validation_accuracy"].iloc[-1] == float(evaluate(model, few().validation))
+
+
+def test_enough_bits_train_as_without():
+    torch.manual_seed(0)
+    plain = models.build("micro_convnet", width=0.25)
+    fine = copy.deepcopy(plain)
+    for model, callbacks in ((plain, ()), (fine, (QuantizationAware(16),))):
+        short(model, *callbacks, epochs=1, lr=0.01, precision="fp32")
+    for one, other in zip(plain.parameters(), fine.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_what_is_pruned_stays_zero_on_the_grid():
+    torch.manual_seed(0)
+    model = models.build("micro_convnet", width=0.25)
+    short(model, GradualPruner(lambda progress: 0.5), QuantizationAware(4))
+    weights = pruning.prunable(model).values()
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros >= round(0.5 * sum(weight.numel() for weight in weights))
+    assert all(len(channel.unique()) <= 15 for weight in weights for channel in weight.detach())
+
+
+def test_an_interrupted_run_goes_on_from_the_exact_weights(tmp_path):
+    torch.manual_seed(0)
+    whole = models.build("micro_convnet", width=0.25)
+    parts, file = copy.deepcopy(whole), tmp_path / "run.safetensors"
+
+    class Stop(Callback):
+        def on_row(self, run):
+            if run.epoch == 1:
+                raise KeyboardInterrupt
+
+    short(whole, QuantizationAware(3))
+    with pytest.raises(KeyboardInterrupt):
+        short(copy.deepcopy(parts), QuantizationAware(3), Stop(), checkpoint=file)
+    short(parts, QuantizationAware(3), Stop(), checkpoint=file)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_grid_that_clips_by_hand_and_is_nowhere_worse():
+    weight = torch.tensor([[0.45, 0.45, 0.45, 0.5, 1.0]])
+    integers, scale = quantization.symmetric_grid(weight, 2, clip=True)  # with scale 1, three would become 0
+    assert integers.tolist() == [[1, 1, 1, 1, 1]]
+    assert scale.item() == pytest.approx(0.55)  # nearest to the mean, 0.57, of 0.05, 0.1, ... 1
+    torch.manual_seed(0)
+    for weight in (torch.randn(6, 4, 3, 3), torch.randn(5, 200)):
+        for per_channel in (True, False):
+            error = {}
+            for clip in (True, False):
+                back = quantization.round_to_grid(weight, 3, per_channel=per_channel, clip=clip)
+                error[clip] = (back - weight).square().flatten(1).sum(1)
+            if per_channel:
+                assert (error[True] <= error[False] + 1e-6).all()
+            assert error[True].sum() < error[False].sum()

@@ -242,7 +242,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 
 def test_a_model_that_cannot_take_the_pictures_says_so(few):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="model must take pictures of 3 x 32 x 32"):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), few, epochs=1, progress=False)
 
 

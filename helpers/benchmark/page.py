@@ -9,7 +9,7 @@ import pandas as pd
 from helpers.benchmark.recipes import NETWORKS
 from helpers.benchmark.results import PUBLISHED, accuracy, compared, latest, read
 from helpers.data import HOME
-from helpers.files import atomic_path
+from helpers.files import keep
 from helpers.types import AnyPath, checked
 
 IMAGENET_VGG19_BYTES = (
@@ -85,5 +85,4 @@ def write_readme(path: AnyPath = HOME / "README.md") -> None:
     if page.count(MARKS[0]) != 1 or MARKS[1] not in page.partition(MARKS[0])[2]:
         raise ValueError(f"path must be a page with the two results marks, got {str(path)!r}")
     before, rest = page.split(MARKS[0])
-    with atomic_path(path) as part:
-        part.write_text(f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", "utf-8")
+    keep(path, f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}".encode())

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from helpers.data import HOME, load_data
 from helpers.evaluation import Accuracy, paired
-from helpers.files import atomic_path
+from helpers.files import atomic_path, writable
 from helpers.types import AnyPath, Names, Whole, checked
 
 PUBLISHED = HOME / "data" / "results"
@@ -124,7 +124,7 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
                 f"rows must have the columns {', '.join(SCHEMA[name])}; not {set(row) ^ {*SCHEMA[name]}}"
             )
     path = folder / f"{name}.csv"
-    folder.mkdir(parents=True, exist_ok=True)
+    writable(path)  # a lock would say so without the file's name
     with FileLock(folder / f".{name}.lock"):
         text = path.read_text("utf-8") if path.exists() else ""
         buffer = io.StringIO(newline="")

@@ -11,7 +11,8 @@ import glob
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,11 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, max_pool2d, pad
 
 from helpers.data import Split, batches
+from helpers.deploy.mil import Program, UnknownOperation
 from helpers.deploy.runtimes import existing, needs, quiet
-from helpers.deploy.writing import AGREEMENT, ExportError, Pictures, writing
+from helpers.deploy.writing import AGREEMENT, ExportError, Pictures, example, shape_of, some, writing
 from helpers.types import Share, checked, path
 
 ON_MAC = sys.platform == "darwin"
@@ -44,12 +45,14 @@ def to_coreml(
 
     On macOS, Core ML's own predictions are compared with PyTorch's. Elsewhere the package is read back from
     disk, and its operations, computed with PyTorch in single precision from the stored weights, must give
-    PyTorch's classes.
+    PyTorch's classes, each in the shape that the file declares. Where only Core ML can compute one of them,
+    the package is written unchecked, and a warning says so.
 
     Args:
-        model: maps normalised pictures, B x 3 x 32 x 32, to logits.
+        model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .mlpackage, which is a folder.
-        pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
+        pictures: what to compare on; the file takes their H x W. Default: 200 test pictures of
+            ``load_data("auto")``.
         weights: how they are stored. "float16"; "int8": per channel, symmetric; "palettized": 6-bit indices
             into 64 values per layer, found by k-means (Han 2016, section 3). Layers of up to 2,048 weights
             stay in float16. Arithmetic is in float16.
@@ -61,19 +64,23 @@ def to_coreml(
     Raises:
         ExportError: fewer of the pictures than ``agreement`` keep their class.
     """
-    share = AGREEMENT if agreement is None else agreement
-    frame = writing(path, model, pictures, "coremltools", run=_answers, share=share, place=_atomic_folder)
+    share, pictures = AGREEMENT if agreement is None else agreement, some(pictures)
+    images = example(1, shape_of(pictures))
+    frame = writing(
+        path, model, pictures, "coremltools", run=_answers_if_known, share=share, place=_atomic_folder
+    )
     with frame as (frozen, part), torch.no_grad():
         import coremltools
 
-        program = coremltools.convert(
-            torch.jit.trace(frozen, torch.zeros(1, 3, 32, 32)),
-            convert_to="mlprogram",
-            inputs=[coremltools.TensorType("images", shape=(1, 3, 32, 32), dtype=np.float32)],
-            outputs=[coremltools.TensorType("logits", dtype=np.float32)],
-            minimum_deployment_target=coremltools.target.iOS16,
-            skip_model_load=True,
-        )
+        with _numpy_said(path):
+            program = coremltools.convert(
+                torch.jit.trace(frozen, images),
+                convert_to="mlprogram",
+                inputs=[coremltools.TensorType("images", shape=images.shape, dtype=np.float32)],
+                outputs=[coremltools.TensorType("logits", dtype=np.float32)],
+                minimum_deployment_target=coremltools.target.iOS16,
+                skip_model_load=True,
+            )
         _stored_as(weights, program).save(os.fspath(part))
     return path
 
@@ -90,13 +97,25 @@ def coreml_logits(path: Package, pictures: Pictures) -> Tensor:
         Logits: N x classes, float32.
 
     Raises:
-        ExportError: the package holds an operation that the networks of this project do not have.
+        ExportError: the package holds an operation that only Core ML computes, or declares another shape.
     """
     _mend(path)
     return _answers(existing(path), pictures)
 
 
 # -- inside --------------------------------------------------------------------------------------------------
+
+
+# coremltools 9 makes Python numbers of arrays with one element, which NumPy refuses since 2.4.
+@contextmanager
+def _numpy_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        if "0-dimensional arrays" not in str(error):
+            raise
+        text = f"coremltools 9 needs a NumPy before 2.4 for this network, and this is {np.__version__}"
+        raise ExportError(f"{path} was not written: {text}. Way out: pip install 'numpy<2.4'") from error
 
 
 def _stored_as(weights: str, program: Any) -> Any:
@@ -114,76 +133,33 @@ def _stored_as(weights: str, program: Any) -> Any:
     return shrink(program, optimize.OptimizationConfig(global_config=setting))
 
 
+def _answers_if_known(path: Path, pictures: Split) -> Tensor | None:
+    try:
+        return _answers(path, pictures)
+    except UnknownOperation as unknown:
+        warnings.warn(f"{unknown}: the package is written, but not checked. Run it on a Mac.", stacklevel=2)
+        return None
+
+
 def _answers(path: Path, pictures: Split) -> Tensor:
     with quiet(), needs("coremltools"):
         from coremltools.models import MLModel
 
         package = MLModel(os.fspath(path), skip_model_load=not ON_MAC)
-        compute = None if ON_MAC else _program(package, path)
+        compute = None if ON_MAC else Program(_main(package), path.name)
 
     def predict(image: Tensor) -> Tensor:
         return torch.from_numpy(package.predict({"images": image.contiguous().numpy()})["logits"])
 
     with torch.no_grad():
-        return torch.cat(
-            [(compute or predict)(images) for images, _ in batches(pictures, 1 if ON_MAC else 25)]
-        )
+        return torch.cat([(compute or predict)(images) for images, _ in batches(pictures, 1)])
 
 
-# The program in a package, as a function of pictures that PyTorch computes in single precision.
-def _program(package: Any, path: Path) -> Callable[[Tensor], Tensor]:
+def _main(package: Any) -> Any:
     from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = package.get_spec()
-    main = load(spec, spec.specificationVersion, package.weights_dir).functions["main"]
-    constants = {"const", "constexpr_affine_dequantize", "constexpr_lut_to_dense"}
-    operations = [each for each in main.operations if each.op_type not in constants]
-    made = {*main.inputs, *(each.outputs[0].name for each in operations)}
-    stored = {
-        variable.name: _stored(variable)
-        for each in operations
-        for variable in each.inputs.values()
-        if variable.name not in made
-    }
-    for kind in {each.op_type for each in operations} - {*_OPERATIONS}:
-        raise ExportError(f"{path.name} holds {kind!r}, which cannot be computed outside Core ML")
-
-    def compute(images: Tensor) -> Tensor:
-        values = stored | {"images": images}
-        for each in operations:
-            given = {name: values[variable.name] for name, variable in each.inputs.items()}
-            values[each.outputs[0].name] = _OPERATIONS[each.op_type](given)
-        return values[main.outputs[0].name]
-
-    return compute
-
-
-# A constant of the file, unpacked: a tensor if it holds real numbers, else plain Python values.
-def _stored(variable: Any) -> Any:
-    value = np.asarray(variable.op.materialized_val_inference() if variable.val is None else variable.val)
-    return torch.from_numpy(value.astype(np.float32)) if value.dtype.kind == "f" else value.tolist()
-
-
-def _padded(a: dict) -> Tensor:
-    top, bottom, left, right = a["pad"] if a.get("pad_type", "custom") == "custom" else (0, 0, 0, 0)
-    return pad(a["x"], (left, right, top, bottom))
-
-
-_OPERATIONS: dict[str, Callable[[dict], Tensor]] = {
-    "conv": lambda a: conv2d(
-        _padded(a), a["weight"], a.get("bias"), a["strides"], 0, a["dilations"], a["groups"]
-    ),
-    "linear": lambda a: linear(a["x"], a["weight"], a.get("bias")),
-    "relu": lambda a: a["x"].relu(),
-    "relu6": lambda a: a["x"].clamp(0, 6),
-    "clip": lambda a: a["x"].clamp(float(a["alpha"]), float(a["beta"])),
-    "add": lambda a: a["x"] + a["y"],
-    "mul": lambda a: a["x"] * a["y"],
-    "max_pool": lambda a: max_pool2d(_padded(a), a["kernel_sizes"], a["strides"]),
-    "reduce_mean": lambda a: a["x"].mean(a["axes"], keepdim=a["keep_dims"]),
-    "reshape": lambda a: a["x"].reshape(-1, *a["shape"][1:]),  # the file says one picture
-    "cast": lambda a: a["x"].float(),
-}
+    return load(spec, spec.specificationVersion, package.weights_dir).functions["main"]
 
 
 @contextmanager

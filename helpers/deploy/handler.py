@@ -13,7 +13,7 @@ import os
 import warnings
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 MAX_BYTES = 2_000_000  # of one picture's file
 MAX_PIXELS = 4_000_000  # of one picture: a small file can claim to unpack into gigabytes
@@ -21,7 +21,10 @@ MAX_BATCH = 64  # requests answered at a time
 
 
 class PictureHandler:
-    """Classifies pictures with a TorchScript network; ``settings.json`` has classes, mean, std and size."""
+    """Classifies pictures with a TorchScript network.
+
+    ``settings.json`` has the classes, mean, std, and size, [height, width].
+    """
 
     class Refused(Exception):  # inside, for TorchServe wants one class in the file
         """A request that is not answered: an HTTP status and the reason, which the sender is told."""
@@ -74,7 +77,9 @@ class PictureHandler:
         return answers
 
     def read(self, data: object) -> torch.Tensor:
-        """Decode one PNG or JPEG into a normalised picture, 3 x size x size.
+        """Decode one PNG or JPEG into a normalised picture, 3 x H x W.
+
+        One of another size is resized until it covers H x W, and cropped around its middle: never squashed.
 
         Raises:
             Refused: 400, it is no such picture; 413, it is too large.
@@ -91,10 +96,8 @@ class PictureHandler:
                 raise self.Refused(
                     413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
                 )
-            size = self.settings["size"]
-            image = image.convert("RGB").resize(
-                (size, size), Image.Resampling.BILINEAR
-            )  # as it is, if it has that size
+            height, width = self.settings["size"]
+            image = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
         except self.Refused:
             raise
         except Image.DecompressionBombError:
@@ -105,5 +108,5 @@ class PictureHandler:
             raise self.Refused(
                 400, f"the body is not a PNG or JPEG file that can be read ({type(error).__name__})"
             ) from None
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
         return (pixels.permute(2, 0, 1).float() / 255 - self.mean) / self.std

@@ -61,7 +61,7 @@ def latencies(
     Args:
         paths: the files by name, ending in .onnx, .tflite or .pte.
         threads: of the runtimes. Default: as many as PyTorch uses now.
-        batch_size: pictures, 3 x 32 x 32, at a time; more than 1 only for .onnx.
+        batch_size: pictures at a time, of the size that each file takes; more than 1 only for .onnx.
         repeats: timings of each.
 
     Returns:
@@ -73,8 +73,11 @@ def latencies(
                 f"batch_size must be 1 for {file}, which takes one picture at a time; got {batch_size}"
             )
     facts = {"batch": batch_size, "threads": thread_count(threads), "repeats": repeats}
-    images = example(batch_size).numpy()
-    runs = {name: functools.partial(open_session(file, threads), images) for name, file in paths.items()}
+    sessions = {name: open_session(file, threads) for name, file in paths.items()}
+    runs = {
+        name: functools.partial(session, example(batch_size, session.shape).numpy())
+        for name, session in sessions.items()
+    }
     return {name: timed | facts for name, timed in time_in_turns(runs, repeats).items()}
 
 
@@ -135,14 +138,15 @@ def onnx_profile(
         after it has fused what it can.
     """
     path = existing(path, ".onnx")
-    images = example(batch_size).numpy()
     with tempfile.TemporaryDirectory() as folder, needs("onnxruntime"):
         prefix = os.fspath(Path(folder) / "profile")
         session = onnx_inference(
             path, thread_count(threads), enable_profiling=True, profile_file_prefix=prefix
         )
+        taken = session.get_inputs()[0]
+        images = example(batch_size, taken.shape[1:]).numpy()
         for _ in range(1 + repeats):
-            session.run(None, {session.get_inputs()[0].name: images})
+            session.run(None, {taken.name: images})
         events = pd.DataFrame(json.loads(Path(session.end_profiling()).read_text("utf-8")))
     second_run = events.loc[events["name"] == "model_run", "ts"].nsmallest(2).iloc[-1]
     calls = events[events["name"].str.endswith("_kernel_time") & (events["ts"] >= second_run)]

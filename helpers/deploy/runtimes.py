@@ -16,26 +16,44 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-Session = Callable[
-    [np.ndarray], np.ndarray
-]  # pictures, B x 3 x 32 x 32, to logits, B x classes; both float32
 _NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115 -- never closed: a library may keep it for its log
 
 PACKAGES = {
-    "coremltools": "coremltools>=9,<10",
+    "coremltools": "coremltools>=9,<10 numpy>=2.0,<2.4",
     "executorch": "executorch>=1.5,<2",
     "litert-torch": "litert-torch>=0.10,<0.11",
     "ai-edge-litert": "ai-edge-litert>=2.3,<3",
     "onnxruntime": "onnx>=1.17,<2 onnxscript>=0.5,<1 onnxruntime>=1.20,<2",
-    "torch-model-archiver": "torch-model-archiver>=0.12,<1",
-    "torchserve": "torchserve>=0.12,<1 torch-model-archiver>=0.12,<1",
-}  # what pip is to install, in the versions that were tested together
+    "torch-model-archiver": "torch-model-archiver>=0.12,<0.13",
+    "torchserve": "torchserve>=0.12,<0.13 torch-model-archiver>=0.12,<0.13",
+}  # what pip is to install, as in requirements.txt
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open network: callable(pictures) -> logits, both float32 arrays: B x 3 x H x W to B x classes.
+
+    Attributes:
+        run: the runtime's own call.
+        shape: of one picture, 3 x H x W, as the file says; a name where an .onnx file leaves one open.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int | str, ...]
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Classify pictures; ValueError if they are not of the file's shape."""
+        if any(isinstance(a, int) and a != b for a, b in zip(self.shape, pictures.shape[1:], strict=True)):
+            shapes = (" x ".join(map(str, shape)) for shape in (self.shape, pictures.shape[1:]))
+            raise ValueError("pictures must be {}, as the file says, got {}".format(*shapes))
+        return self.run(pictures)
 
 
 def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix: str = "") -> Session:
@@ -48,7 +66,7 @@ def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix:
         suffix: what to take the file for, where its name ends otherwise.
 
     Returns:
-        callable(pictures) -> logits, both float32 arrays: B x 3 x 32 x 32 to B x classes.
+        Session: callable(pictures) -> logits, both float32 arrays: B x 3 x H x W to B x classes.
 
     Raises:
         ImportError: the runtime is not installed; the message says how to.
@@ -77,8 +95,8 @@ def onnx_inference(path: Path, threads: int, **settings: object) -> object:
 
 def _onnx(path: Path, threads: int) -> Session:
     session = onnx_inference(path, threads)
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    taken = session.get_inputs()[0]
+    return Session(lambda images: session.run(None, {taken.name: images})[0], tuple(taken.shape[1:]))
 
 
 def _litert(path: Path, threads: int) -> Session:
@@ -89,7 +107,7 @@ def _litert(path: Path, threads: int) -> Session:
         interpreter.invoke()
         return _scaled(interpreter.get_tensor(given["index"]), given)
 
-    return _one_at_a_time(classify)
+    return Session(_one_at_a_time(classify), tuple(taken["shape"][1:].tolist()))
 
 
 def _executorch(path: Path, threads: int) -> Session:
@@ -107,7 +125,7 @@ def _executorch(path: Path, threads: int) -> Session:
     def classify(image: np.ndarray) -> np.ndarray:
         return method.execute([torch.from_numpy(np.ascontiguousarray(image))])[0].numpy().copy()
 
-    return _one_at_a_time(classify)
+    return Session(_one_at_a_time(classify), tuple(method.metadata.input_tensor_meta(0).sizes()[1:]))
 
 
 RUNTIMES: dict[str, tuple[str, tuple[str, ...], Callable[[Path, int], Session]]] = {
@@ -184,7 +202,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _one_at_a_time(classify: Session) -> Session:
+def _one_at_a_time(classify: Callable) -> Callable:
     return lambda images: np.concatenate([classify(images[i : i + 1]) for i in range(len(images))])
 
 
@@ -226,7 +244,8 @@ def _probe(path: str) -> dict[str, float]:
         for module in RUNTIMES[Path(path).suffix][1]:
             importlib.import_module(module)
     baseline = _resident_peak()
-    open_session(path, threads=1)(np.zeros((1, 3, 32, 32), dtype=np.float32))
+    session = open_session(path, threads=1)
+    session(np.zeros((1, *session.shape), dtype=np.float32))
     return {"peak_mb": _resident_peak(), "baseline_mb": baseline}
 
 

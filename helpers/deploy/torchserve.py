@@ -34,7 +34,7 @@ from torch.nn.functional import one_hot
 from helpers.data import Split
 from helpers.deploy import handler
 from helpers.deploy.runtimes import existing, needs, quiet
-from helpers.deploy.writing import ExportError, Pictures, default_data, some, writing
+from helpers.deploy.writing import ExportError, Pictures, default_data, example, shape_of, some, writing
 from helpers.evaluation import predict
 from helpers.types import AnyPath, Names, Positive, checked, path
 
@@ -51,14 +51,14 @@ def to_torchserve(
     """Pack ``model`` for TorchServe (.mar): TorchScript, and a handler that turns PNG or JPEG into classes.
 
     The archive holds ``model.pt`` (traced), ``handler.py`` (a copy of ``helpers/deploy/handler.py``, which
-    says what it answers and refuses), ``settings.json`` (classes, and the mean and std of ``pictures``) and
-    ``model-config.yaml`` (one worker, batches of 16). To check it, it is unpacked, and its own handler
-    classifies the pictures, as PNG files.
+    says what it answers and refuses), ``settings.json`` (classes, and the mean, std and size of
+    ``pictures``) and ``model-config.yaml`` (one worker, batches of 16). To check it, it is unpacked, and its
+    own handler classifies the pictures, as PNG files.
 
     Args:
-        model: maps normalised pictures, B x 3 x 32 x 32, to logits.
+        model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .mar; the part before is the model's name in URLs.
-        pictures: what to compare on; their mean and std go into the file. Default: 200 test pictures of
+        pictures: what to compare on; their mean, std and size go into the file. Default: 200 test pictures of
             ``load_data("auto")``.
         classes: a name for each logit. Default: those of ``load_data("auto")``.
 
@@ -73,11 +73,17 @@ def to_torchserve(
         raise ValueError(f"path must name the file by {allowed}; got {str(path)!r}")
     pictures = some(pictures)
     classes = default_data().classes if classes is None else classes
-    logits = predict(model, pictures.take(slice(0, 1))).shape[1]
-    if len(classes) != logits:
-        raise ValueError(f"classes must name each of the {logits} logits, got {len(classes)} names")
+
+    def probabilities(model: nn.Module, pictures: Split) -> Tensor:
+        expected = _probabilities(model, pictures)
+        if len(classes) != expected.shape[1]:
+            raise ValueError(
+                f"classes must name each of the {expected.shape[1]} logits, got {len(classes)} names"
+            )
+        return expected
+
     frame = writing(
-        path, model, pictures, "torch-model-archiver", run=_told, expect=_probabilities, largest=PROBABILITY
+        path, model, pictures, "torch-model-archiver", run=_told, expect=probabilities, largest=PROBABILITY
     )
     with frame as (frozen, part), tempfile.TemporaryDirectory() as folder:
         packed = _pack(frozen, classes, pictures, path.stem, Path(folder))
@@ -216,11 +222,15 @@ def _pack(model: nn.Module, classes: Sequence[str], pictures: Split, name: str, 
     from model_archiver.model_packaging import package_model
     from model_archiver.model_packaging_utils import ModelExportUtils
 
-    size = pictures.images.shape[-1]
     files = {each: os.fspath(folder / each) for each in ("model.pt", "settings.json", "model-config.yaml")}
     with torch.no_grad():
-        torch.jit.trace(model, torch.zeros(2, 3, size, size)).save(files["model.pt"])
-    settings = {"classes": classes, "mean": list(pictures.mean), "std": list(pictures.std), "size": size}
+        torch.jit.trace(model, example(2, shape_of(pictures))).save(files["model.pt"])
+    settings = {
+        "classes": classes,
+        "mean": pictures.mean,
+        "std": pictures.std,
+        "size": shape_of(pictures)[1:],
+    }
     (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
     (folder / "model-config.yaml").write_text(WORKERS, "utf-8")
     config = ModelArchiverConfig(

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +58,20 @@ def some(pictures: Split | None, default: str = "test") -> Split:
     return getattr(default_data(), default).take(slice(0, PICTURES)) if pictures is None else pictures
 
 
+def some_like(pictures: Split, calibration: Split | None) -> Split:
+    """Return ``calibration``, by default 200 training pictures, if it is of the shape of ``pictures``."""
+    calibration = some(calibration, "train")
+    if shape_of(calibration) != shape_of(pictures):
+        shapes = (" x ".join(map(str, shape_of(split))) for split in (pictures, calibration))
+        raise ValueError("calibration must hold pictures of {}, as pictures does, got {}".format(*shapes))
+    return calibration
+
+
+def shape_of(pictures: Split) -> tuple[int, ...]:
+    """Return the shape of one picture: 3, height, width. Files are written for it."""
+    return tuple(pictures.images.shape[1:])
+
+
 def answers(run: Session, pictures: Split, batch_size: int = 100) -> Tensor:
     """Return the logits that ``run`` gives for every picture: N x classes, float32."""
     return torch.cat(
@@ -63,9 +79,9 @@ def answers(run: Session, pictures: Split, batch_size: int = 100) -> Tensor:
     )
 
 
-def example(batch_size: int) -> Tensor:
-    """Return random pictures, B x 3 x 32 x 32: the values do not matter to a trace or a clock."""
-    return torch.randn((batch_size, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+def example(batch_size: int, shape: Sequence[int]) -> Tensor:
+    """Return random pictures, B x ``shape``: the values do not matter to a trace or a clock."""
+    return torch.randn((batch_size, *shape), generator=torch.Generator().manual_seed(0))
 
 
 @contextmanager
@@ -75,7 +91,7 @@ def writing(
     pictures: Split | None,
     package: str,
     *,
-    run: Callable[[Path, Split], Tensor] | None = None,
+    run: Callable[[Path, Split], Tensor | None] | None = None,
     expect: Callable[[nn.Module | Path, Split], Tensor] = predict,
     share: float | None = None,
     largest: float = TOLERANCE,
@@ -88,7 +104,8 @@ def writing(
         source: the network; the block gets a frozen copy of it. Or another file, which it gets as it is.
         pictures: what to compare on. Default: 200 test pictures of ``load_data("auto")``.
         package: what converts, and what pip installs if an import fails in the block.
-        run: gives the answers of a file. Default: by the runtime that the suffix of ``path`` names.
+        run: gives the answers of a file; None: it cannot be checked here. Default: by the runtime that the
+            suffix of ``path`` names.
         expect: gives the answers of ``source``.
         share: of pictures that must keep their class; None: all, and every answer within ``largest``.
         largest: difference of an answer.
@@ -101,30 +118,77 @@ def writing(
         ImportError: ``package`` is not installed; the message says how to.
         ExportError: it does not convert the network, or the answers differ; nothing is written.
     """
-    pictures = some(pictures)
-    source = frozen(source) if isinstance(source, nn.Module) else source
+    pictures, refused = some(pictures), f"{path} was not written:"
+    if isinstance(source, nn.Module):
+        shape = shape_of(pictures)
+        with said(f"{refused} the network does not classify pictures of {' x '.join(map(str, shape))}"):
+            source = frozen(source)
+            with torch.no_grad():
+                output = source(example(2, shape))
+        if not isinstance(output, Tensor):
+            gives = f"the network gives a {type(output).__name__}, not logits, B x classes"
+            raise ExportError(f"{refused} {gives}. Way out: wrap it in a module that returns its logits.")
     expected = expect(source, pictures)
     with place(path) as part:
-        try:
-            with quiet(), needs(package):
+        with said(f"{refused} {package} does not convert this network"), quiet(), needs(package):
+            with _plain_attention():
                 yield source, part
-        except (OSError, ImportError):  # a full disk says nothing about the network
-            raise
-        except Exception as error:  # exporters raise whatever they like
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            text = f"{path} was not written: {package} does not convert this network ({reason})"
-            raise ExportError(text) from error
-        given = run(part, pictures) if run else answers(open_session(part, suffix=path.suffix), pictures)
-        compare(given, expected, path, share, largest)
+            _alone(part, package)
+        with said(f"{refused} its runtime does not run what {package} made of this network"):
+            given = run(part, pictures) if run else answers(open_session(part, suffix=path.suffix), pictures)
+        if given is not None:
+            compare(given, expected, path, share, largest)
+
+
+@contextmanager
+def said(text: str) -> Iterator[None]:
+    """Make one sentence, which begins with ``text``, of whatever a library raises in the block."""
+    try:
+        yield
+    except (OSError, ImportError, ExportError):  # a full disk says nothing about the network
+        raise
+    except Exception as error:  # exporters raise whatever they like
+        raise ExportError(f"{text} ({_reason(error)})") from error
+
+
+# The kind of an error, the first sentence it says, and the operation it names further below, if any.
+def _reason(error: Exception) -> str:
+    words = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without colours
+    line = re.split(r"\n|(?<=\w)\. (?=[A-Z])", words, maxsplit=1)[0][:300]
+    found = re.search(r"\b(?:aten|torchvision|quantized)(?:\.|::)\w+(?:\.\w+)?", words)
+    where = f", at {found[0]}" if found and found[0] not in line else ""
+    return f"{type(error).__name__}: {line}{where}"
+
+
+# PyTorch's fused kernel for attention is one operation that no exporter knows.
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+# A file is moved into its place alone: what a converter has put beside it would stay under a temporary name.
+def _alone(part: Path, package: str) -> None:
+    beside = [*part.parent.glob(f"{glob.escape(part.name)}?*")]
+    for each in beside:
+        each.unlink()
+    if beside:
+        raise ValueError(f"{package} wrote the weights into a second file, and one file is what is asked for")
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` on the CPU, in eval mode, its weights in the plain order.
+    """Return a copy of ``model`` on the CPU, in eval mode and single precision, its weights in plain order.
 
     ``training.fit`` leaves weights channels last, and litert-torch 0.10 may read such weights in the order of
-    memory (https://github.com/google-ai-edge/litert-torch/issues/1238).
+    memory (https://github.com/google-ai-edge/litert-torch/issues/1238). Of a network that ``torch.compile``
+    has wrapped, it is the network.
     """
-    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    model = copy.deepcopy(getattr(model, "_orig_mod", model))
+    return model.cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
 def compare(given: Tensor, expected: Tensor, path: Path, share: float | None, largest: float) -> None:

@@ -1,14 +1,17 @@
 """Full disks and folders that cannot be written: an error that names the file, at once, and what was there before still there."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib import pyplot
 
-from helpers import files, models
+from helpers import files, lesson, models
 from helpers.benchmark import page as readme
 from helpers.benchmark import results
 from helpers.data import load_data
@@ -112,6 +115,7 @@ def test_other_files_stay_as_they_were(writer, fault, disk):
         "write_readme": lambda: readme.write_readme(page),
     }[writer]
     write()
+    page.write_text(page.read_text().replace(readme.MARKS[1], f"an older table\n{readme.MARKS[1]}"))
     before = {path.name: path.read_bytes() for path in disk.iterdir()}
     if fault == "locked":
         lock(disk)
@@ -126,6 +130,39 @@ def test_other_files_stay_as_they_were(writer, fault, disk):
         write()
     (disk / "filler").unlink(missing_ok=True) if fault != "locked" else None
     assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
+
+
+def test_what_lies_there_already_is_not_written_again(disk, monkeypatch):
+    """Figures, the README's table, the digits' teacher: a checkout that cannot be written has them, and serves."""
+    page, digits = disk / "file.md", load_data("digits")
+    lesson_ = lesson.Lesson("quick", replace(digits, name="cifar10"))
+    page.write_text("\n".join(("above", *readme.MARKS, "below")))
+    figure, _ = pyplot.subplots(figsize=(1, 1))
+    monkeypatch.setenv("NNC_PUBLISH", str(disk))
+    monkeypatch.setattr(lesson, "BUILD", disk)
+    models.save(small(), disk / "vgg19_digits.safetensors")
+    readme.write_readme(page)
+    lesson_.publish(figure, "figure")
+    before = {path.name: path.read_bytes() for path in disk.iterdir()}
+    lock(disk)
+    readme.write_readme(page)
+    lesson_.publish(figure, "figure")
+    lesson.Lesson("quick", digits).teacher()
+    assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
+    with pytest.raises(OSError, match=r"other\.png could not be written \(Read-only file system\)"):
+        lesson_.publish(figure, "other")
+
+
+def test_a_teacher_that_cannot_be_kept_is_still_there(disk, monkeypatch, capsys):
+    monkeypatch.setattr(lesson, "BUILD", disk / "build")
+    monkeypatch.setattr(lesson, "fit", lambda *_, **__: None)
+    lock(disk)
+    model = lesson.Lesson("quick", load_data("digits")).teacher()
+    assert not model.training
+    said = capsys.readouterr().out
+    assert re.search(
+        r"vgg19_digits\.safetensors could not be written \(Read-only .*Way out: let NNC_BUILD", said
+    )
 
 
 def test_an_export_that_finds_the_disk_full_leaves_nothing(disk):

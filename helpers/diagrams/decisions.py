@@ -1,0 +1,110 @@
+"""Figures of lesson 06: times at real picture sizes, a queue's tail, bills in parts, what to try first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from helpers.diagrams.shapes import arrow, box, canvas
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
+
+QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
+    ("Does it fit, and\nis the bill small?", "leave it alone"),
+    ("Does int8\ndo the job?", "round it: hours"),
+    ("A small distilled\nnetwork in int8?", "train that: days"),
+    ("Can it carry weeks\nof work a release?", "the full pipeline"),
+)
+
+
+def decision_tree() -> Figure:
+    """Draw the questions from the cheapest answer to the dearest."""
+    figure, axes = canvas(14.6, 3.9, 0.62)
+    for index, (question, answer) in enumerate(QUESTIONS):
+        x = 1.4 + 2.95 * index
+        box(axes, (x, 3.1), question, size=(2.45, 1.2), color=BLUE)
+        arrow(axes, (x + 1.225, 3.1), (x + 1.725, 3.1), "no", color=GRAY)
+        arrow(axes, (x, 2.5), (x, 1.4), color=GREEN)
+        axes.text(x + 0.12, 1.95, "yes", fontsize=8, color=GREEN, va="center")
+        box(axes, (x, 0.9), answer, size=(2.45, 1.0), color=GREEN, filled=True)
+    box(
+        axes,
+        (1.4 + 2.95 * len(QUESTIONS), 3.1),
+        "change the product\nor the device",
+        size=(2.45, 1.2),
+        color=GRAY,
+    )
+    return figure
+
+
+def sizes(table: pd.DataFrame) -> Figure:
+    """Draw latency against the side of the picture, a line per network, with MACs' growth beside it.
+
+    Args:
+        table: index: side in pixels; a column of latencies in ms per network.
+    """
+    figure, (left, right) = panels(
+        (8.4, 3.2),
+        {
+            "xlabel": "side of the picture (pixels)",
+            "ylabel": "ms, 1 thread",
+            "xscale": "log",
+            "yscale": "log",
+        },
+        {"xlabel": "side of the picture (pixels)", "title": "times as long as at the first", "xscale": "log"},
+    )
+    for (name, times), marker in zip(table.items(), "osD^", strict=False):
+        left.plot(table.index, times, f"{marker}-", label=name)
+        right.plot(table.index, times / times.iloc[0], f"{marker}-", label=name)
+    right.plot(table.index, (table.index / table.index[0]) ** 2, "--", color=GRAY, label="pixels")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xticks(table.index, [f"{side}" for side in table.index])
+        axes.minorticks_off()
+    left.yaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def tails(tables: Mapping[str, pd.DataFrame], limit_ms: float) -> Figure:
+    """Draw median and 99th percentile of the time to an answer against the number of processors.
+
+    Args:
+        tables: {network: a row per number of processors, its index: p50_ms, p99_ms}.
+        limit_ms: what the product allows, drawn as a line.
+    """
+    titles = ({"title": name, "xlabel": "processors", "yscale": "log"} for name in tables)
+    figure, grid = panels((4.2 * len(tables), 3.1), *titles, sharey=True)
+    for axes, table in zip(grid, tables.values(), strict=True):
+        axes.plot(table.index, table["p50_ms"], "o-", color=BLUE, label="median")
+        axes.plot(table.index, table["p99_ms"], "s-", color=ORANGE, label="1 in 100 waits longer")
+        axes.axhline(limit_ms, color="black", linestyle="--", linewidth=1, label="allowed")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    grid[0].set_ylabel("ms from arrival to answer")
+    grid[-1].legend()
+    return figure
+
+
+def bills(tables: Mapping[str, pd.DataFrame], xlabel: str = "dollars in the first year") -> Figure:
+    """Draw what networks cost, in stacked parts, a panel per case.
+
+    Args:
+        tables: {case: a row per network, a column per part of the bill}.
+        xlabel: of the sums.
+    """
+    size = (4.4 * len(tables), 1.5 + 0.34 * max(map(len, tables.values())))
+    figure, grid = panels(size, *({"title": name, "xlabel": xlabel} for name in tables), sharey=True)
+    for axes, table in zip(grid, tables.values(), strict=True):
+        start = pd.Series(0.0, index=table.index)
+        for (part, cost), color, hatch in zip(table.items(), COLORS, ("", "//", ".."), strict=False):
+            bars(axes, table.index, cost, color, left=start, hatch=hatch, edgecolor="white", label=part)
+            start += cost
+        axes.bar_label(axes.containers[-1], [f" {value:,.0f}" for value in start], fontsize=8)
+        axes.set_xlim(0, 1.3 * start.max())
+        axes.locator_params(axis="x", nbins=4)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure

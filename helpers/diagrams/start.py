@@ -1,0 +1,108 @@
+"""Figures of lesson 00: the loop and what changes it, the early win, where bytes and time are, seeds."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.diagrams.shapes import arrow, box, canvas
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
+
+CHANGES = (  # where each technique takes hold: the part of the loop, the technique, its lesson, colour
+    ("model", "low rank (03)\nsplits its layers", GREEN),
+    ("loss", "distillation (01)\nasks a teacher", ORANGE),
+    ("step", "pruning (02)\nsets weights to zero", COLORS[3]),
+    ("weights", "quantization (04)\nrounds to a grid", COLORS[4]),
+)
+
+
+def one_loop() -> Figure:
+    """Draw the training loop, and under each of its parts the technique that changes it."""
+    figure, axes = canvas(12.4, 4.0, 0.7)
+    box(axes, (0.9, 2.9), "pictures,\nlabels", size=(1.4, 0.9), color=GRAY)
+    arrow(axes, (1.6, 2.9), (2.1, 2.9))
+    for index, (part, change, color) in enumerate(CHANGES):
+        x = 3.1 + 2.6 * index
+        box(axes, (x, 2.9), part, size=(1.9, 0.9), color=BLUE, filled=True)
+        box(axes, (x, 0.7), change, size=(2.45, 1.0), color=color)
+        arrow(axes, (x, 1.2), (x, 2.4), color=color)
+        if index < len(CHANGES) - 1:
+            arrow(axes, (x + 0.95, 2.9), (x + 1.65, 2.9))
+    last = 3.1 + 2.6 * (len(CHANGES) - 1)
+    arrow(axes, (last, 3.38), (3.1, 3.38), color=GRAY, bend=0.08)
+    axes.text((last + 3.1) / 2, 3.42, "again", ha="center", fontsize=8, color=GRAY)
+    return figure
+
+
+def before_and_after(table: pd.DataFrame) -> Figure:
+    """Draw size, latency and accuracy of a few files side by side.
+
+    Args:
+        table: a row per file, indexed by name: size_mb, latency_ms, accuracy (%), low and high (the ends of
+            its 95% interval).
+    """
+    titles = "file (MB)", "one picture (ms, 1 thread)", "accuracy (%)"
+    figure, grid = panels((8.6, 1.2 + 0.3 * len(table)), *({"title": title} for title in titles), sharey=True)
+    forms = {"size_mb": " {:.3g}", "latency_ms": " {:.3g}", "accuracy": "     {:.1f}"}
+    for axes, (column, form) in zip(grid, forms.items(), strict=True):
+        bars(axes, table.index, table[column], (BLUE, ORANGE), form)
+        axes.margins(x=0.25)
+    ends = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
+    grid[2].errorbar(table["accuracy"], range(len(table)), xerr=ends, fmt="none", ecolor="black", capsize=3)
+    grid[2].set_xlim(0, 150)
+    return figure
+
+
+def convolution_times(nodes: pd.DataFrame) -> list[float]:
+    """Return the microseconds of each convolution, with its fused ReLU, in the order in which they run.
+
+    Args:
+        nodes: what ``export.onnx_profile`` gave of a VGG, by node: relu, relu_1, relu_2, ...
+    """
+    times = nodes[nodes["operator"] == "Conv"].set_index("node")["microseconds"]
+    order = sorted(times.index, key=lambda name: int(name.partition("_")[2] or 0))
+    return times[order].to_list()
+
+
+def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
+    """Draw each layer's share of several costs, a panel per cost, early layers on top.
+
+    Args:
+        table: a row per layer, indexed by name.
+        columns: {column: title of its panel}.
+    """
+    titles = ({"title": f"share of the {title}", "xlabel": "%"} for title in columns.values())
+    figure, grid = panels((8.6, 1.1 + 0.2 * len(table)), *titles, sharey=True)
+    half = len(table) // 2
+    for axes, column in zip(grid, columns, strict=True):
+        percent = 100 * table[column] / table[column].sum()
+        bars(axes, table.index, percent, [BLUE] * half + [ORANGE] * (len(table) - half), " {:.1f}")
+        axes.axhline(half - 0.5, color=GRAY, linestyle="--", linewidth=1)
+        early, late = percent[:half].sum(), percent[half:].sum()
+        right = 1.8 * percent.max()
+        axes.set_xlim(0, right)
+        for place, share in ((half - 0.8, early), (len(table) - 0.9, late)):
+            axes.text(right, place, f"{share:.0f}%", ha="right", fontsize=13, fontweight="bold", color=GRAY)
+    return figure
+
+
+def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
+    """Draw two arms seed by seed: left the accuracies, a line per seed, right each seed's difference.
+
+    Args:
+        table: a row per seed, two columns, in percent.
+        unit: label of the accuracies.
+    """
+    first, second = table.columns
+    figure, (left, right) = panels(
+        (8, 2.9),
+        {"ylabel": unit, "xlim": (-0.3, 1.5)},
+        {"xlabel": f"{second} minus {first} (points)", "title": "the same in pairs (dashed: mean)"},
+    )
+    for color, (seed, row) in zip(COLORS, table.iterrows(), strict=False):
+        left.plot([first, second], row, "o-", color=color)
+        left.text(1.06, row[second], f"seed {seed}", fontsize=8, va="center")
+    bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, " {:+.1f}")
+    right.axvline(0, color="black", linewidth=1)
+    right.axvline((table[second] - table[first]).mean(), color=GRAY, linestyle="--")
+    return figure

@@ -1,0 +1,255 @@
+"""What a network is beside its weights: layers and their settings, ties. Described, compared, rebuilt.
+
+Compression changes the shapes of layers. What it does not change (pooling, activation, dropout) must be the
+same in the network that the weights are read into, or it computes something else.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from helpers.files import digest
+
+_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_CONVOLUTION = (*_CONVOLUTION, "padding_mode", "bias")
+_RUNNING = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # the constructor's, of layers whose shape may change
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
+    **dict.fromkeys(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), (*_CONVOLUTION, "output_padding")
+    ),
+    nn.Linear: ("in_features", "out_features", "bias"),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _RUNNING),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _RUNNING),
+    nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine", "bias"),
+    nn.RMSNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.PReLU: ("num_parameters",),
+}
+KINDS = {kind.__name__: kind for kind in SETTINGS}
+WITHOUT_EFFECT = ("training", "inplace", "device", "recipe")  # on what a network computes
+PARTS = ("layers", "settings", "weights", "shared", "ties")  # of a description
+
+
+def describe(model: nn.Module) -> dict:
+    """Describe a network in what JSON can say.
+
+    Returns:
+        layers: {name: its type and constructor arguments} of those whose shape compression may change;
+        settings: {name: its type and plain public attributes} of all other modules; weights: {name: shape} of
+        theirs; shared: lists of the names of modules that have several; ties: of weights that have several.
+
+    Raises:
+        ValueError: a layer's weight is not a plain parameter, or modules lie where PyTorch does not see them.
+    """
+    modules = list(model.named_modules(remove_duplicate=False))
+    for name, layer in modules:
+        _refuse_made_weights(name, layer)
+    described = layers(model)
+    settings = {name: _settings(name, layer) for name, layer in modules if name not in described}
+    weights = {name: list(tensor.shape) for name, tensor in _entries(model) if _owner(name) not in described}
+    shared = _grouped((name, id(layer)) for name, layer in modules if next(_tensors(layer), None) is not None)
+    return json.loads(
+        json.dumps(dict(zip(PARTS, (described, settings, weights, shared, ties(model)), strict=True)))
+    )
+
+
+def layers(model: nn.Module) -> dict[str, dict]:
+    """Return {name: its type and constructor arguments} of the layers whose shape compression may change."""
+    described = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        settings = {key: getattr(layer, key) for key in _arguments(type(layer))}
+        if "bias" in settings:
+            settings["bias"] = layer.bias is not None
+        if settings:
+            described[name] = {"type": type(layer).__name__, **settings}
+    return described
+
+
+def ties(model: nn.Module) -> list[list[str]]:
+    """Return lists of names in the state_dict that are one tensor.
+
+    Raises:
+        ValueError: weights share memory in different shapes.
+    """
+    entries = dict(_entries(model))
+    groups = _grouped((name, tensor.data_ptr() or id(tensor)) for name, tensor in entries.items())
+    for names in groups:
+        if len({(entries[name].shape, entries[name].stride()) for name in names}) > 1:
+            raise ValueError(f"model would not come back: {' and '.join(names)} share memory, in two shapes")
+    return groups
+
+
+def difference(described: dict, model: nn.Module) -> str:
+    """Say which module of ``model`` is not as ``described``, with both settings; nothing where all are."""
+    mine, own = (about["layers"] | about["settings"] for about in (described, describe(model)))
+    for name in mine | own:
+        keys = _differing(mine.get(name), own.get(name))
+        if keys is not None:
+            first, second = (_shown(about.get(name), keys) for about in (mine, own))
+            return f"{name or 'the whole'} is {first} and not {second}"
+    return ""
+
+
+def rebuild(model: nn.Module, description: dict) -> None:
+    """Give ``model`` the layers described, on the meta device; one split in parts becomes a Sequential.
+
+    Raises:
+        ValueError: it cannot be given them.
+    """
+    _reshape(model, description["layers"])
+    for first, *others in description.get("shared", ()):
+        layer = model.get_submodule(first)
+        for name in others:
+            if model.get_submodule(name) is not layer:
+                model.set_submodule(name, layer)
+    entries = dict(_entries(model))
+    for name, shape in description.get("weights", {}).items():  # a parameter that no layer's shape implies
+        tensor = entries.get(name)
+        if tensor is not None and list(tensor.shape) != shape and math.prod(shape) < tensor.numel():
+            smaller = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            smaller = nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller
+            setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], smaller)
+
+
+def tie(model: nn.Module, description: dict) -> None:
+    """Make the weights that the description ties one tensor again.
+
+    Raises:
+        ValueError: other weights of ``model`` are tied than these.
+    """
+    for names in description["ties"]:
+        entries = dict(_entries(model))
+        if strange := set(names) - entries.keys():
+            raise ValueError(f"there is no weight {min(strange)}")
+        for name in names:
+            setattr(model.get_submodule(_owner(name)), name.rpartition(".")[2], entries[names[0]])
+    odd = [names for names in ties(model) if names not in description["ties"]]
+    if odd:
+        raise ValueError(f"{' and '.join(odd[0])} are one here and two in the file")
+
+
+# -- what describing leans on --------------------------------------------------------------------------------
+
+
+def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    # a subclass that keeps the constructor is built like its base
+    bases = (base for base in kind.__mro__ if base in SETTINGS and base.__init__ is kind.__init__)
+    return SETTINGS.get(next(bases, kind), ())
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return iter(model.state_dict(keep_vars=True).items())
+
+
+def _tensors(layer: nn.Module) -> Iterator[Tensor]:
+    yield from layer.parameters()
+    yield from layer.buffers()
+
+
+def _grouped(pairs: Iterator[tuple[str, int]]) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for name, key in pairs:
+        groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _refuse_made_weights(name: str, layer: nn.Module) -> None:
+    made = [*layer.parametrizations] if parametrize.is_parametrized(layer) else []
+    own = {key for key, _ in layer.named_parameters(recurse=False)}
+    # weight_norm and spectral_norm as they were, and the masks of torch.nn.utils.prune
+    made += [key for key in vars(layer) if {f"{key}_orig", f"{key}_g"} & own]
+    if made:
+        weight = f"{name}.{made[0]}".lstrip(".")
+        raise ValueError(
+            f"model would not come back: {weight} is computed from other weights (a parametrization, weight "
+            "norm or mask). Way out: make it plain first, by remove_parametrizations, remove_weight_norm or "
+            "prune.remove of torch.nn.utils"
+        )
+
+
+def _settings(name: str, layer: nn.Module) -> dict[str, str]:
+    hidden = {key: layer._buffers[key] for key in layer._non_persistent_buffers_set}  # in no file
+    plain = {key: value for key, value in vars(layer).items() if key[0] != "_" and key not in WITHOUT_EFFECT}
+    said = {
+        key: _said(f"{name}.{key}", value) for key, value in (plain | hidden).items() if value is not None
+    }
+    return {"type": type(layer).__name__, **said}
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, nn.Module):
+        raise ValueError(
+            f"model would not come back: {name.lstrip('.')} holds layers in a plain list or dict. Way out: "
+            "nn.ModuleList or nn.ModuleDict"
+        )
+    if isinstance(value, Tensor):
+        return f"tensor {'' if value.is_meta else digest({'': value.detach().cpu().contiguous()})[-8:]}"
+    if isinstance(value, functools.partial):
+        value = value.func, value.args, value.keywords
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        parts = [_said(name, part) for part in value]
+        text = parts[0] if len(parts) > 1 and len({*parts}) == 1 else f"({', '.join(parts)})"
+        # (2, 2) says no more than 2; of a long table its digest is enough
+        return (
+            text if len(text) < 100 else f"({text[:40]}... {hashlib.sha256(text.encode()).hexdigest()[:8]})"
+        )
+    if isinstance(value, (str, bytes, int, float, complex, torch.dtype, Enum)):
+        return repr(value)
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def _differing(mine: dict | None, own: dict | None) -> list[str] | None:
+    # the settings that differ, None where nothing does; a tensor that only one has is what a run left behind
+    if mine is None or own is None:
+        return []
+    pairs = {key: (mine.get(key), own.get(key)) for key in mine | own}
+    keys = [
+        key
+        for key, (a, b) in pairs.items()
+        if a != b and not (None in (a, b) and str(a or b).startswith("tensor "))
+    ]
+    return keys or None
+
+
+def _shown(about: dict | None, keys: list[str]) -> str:
+    if about is None:
+        return "absent"
+    said = (f"{key}={about[key]}" for key in keys if key in about and key != "type")
+    return f"{about['type']}({', '.join(said)})"
+
+
+def _reshape(model: nn.Module, described: dict[str, dict]) -> None:
+    current = layers(model)
+    for name, settings in described.items():
+        settings = {key: tuple(part) if isinstance(part, list) else part for key, part in settings.items()}
+        if settings == current.get(name):
+            continue
+        sizes = [size for key, size in settings.items() if key.endswith(("channels", "features"))]
+        if math.prod(sizes) >= 2**40:
+            raise ValueError(f"layer {name} claims an absurd size")
+        parent, (*path, child) = model, name.split(".")
+        for part in path:
+            if getattr(parent, part, None) is None or _arguments(type(getattr(parent, part))):
+                parent.add_module(part, nn.Sequential())
+            parent = parent.get_submodule(part)
+        kind, there = settings.pop("type"), type(getattr(parent, child, None))
+        with torch.device("meta"):
+            kind = there if there.__name__ == kind and _arguments(there) else KINDS[kind]
+            parent.add_module(child, kind(**settings))

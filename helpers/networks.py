@@ -1,0 +1,121 @@
+"""Networks of any make: where their logits are, whether their weights are plain, what they put out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
+
+from helpers.types import Network, checked, shown
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits among what a network puts out.
+
+    A tensor is them; of a tuple (auxiliary outputs, in train mode) it is the first part; of a dict
+    "logits" or "out".
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", output.get("out"))
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            "model must map pictures to logits: a tensor, a tuple that begins with it, or a dict that has it "
+            f'as "logits" or "out"; got {shown(output)}'
+        )
+    return output
+
+
+@checked
+def check_plain(model: nn.Module) -> None:
+    """Refuse a network in which some ``layer.weight`` is not the parameter that holds the weights."""
+    for name, layer in model.named_modules():
+        if why := _not_plain(layer):
+            raise ValueError(f"model must have plain weights, but layer {name!r} {why}")
+
+
+def _not_plain(layer: nn.Module) -> str:
+    parameters = layer._parameters
+    if parametrize.is_parametrized(layer):
+        own = next(iter(layer.parametrizations))
+        return f"is parametrized: torch.nn.utils.parametrize.remove_parametrizations(layer, {own!r}) first"
+    if "weight_g" in parameters:
+        return "has weight normalisation: torch.nn.utils.remove_weight_norm(layer) first"
+    for own in (name.removesuffix("_orig") for name in parameters if name.endswith("_orig")):
+        if f"{own}_mask" in layer._buffers:
+            return f"is masked: torch.nn.utils.prune.remove(layer, {own!r}) first"
+        return f"has spectral normalisation: torch.nn.utils.remove_spectral_norm(layer, {own!r}) first"
+    kinds = {type(one).__name__ for one in parameters.values() if one is not None} - {"Parameter"}
+    if kinds or (type(layer).__module__.startswith("torch.ao.nn") and ".quantized" in type(layer).__module__):
+        return f"is {', '.join(kinds) or 'quantized'}: prune, factorize and round before quantizing"
+    if isinstance(layer, (nn.Conv2d, nn.Linear)) and "weight" not in parameters:
+        return "has a weight that is no parameter"
+    return ""
+
+
+@checked
+def outputs(model: Network, pictures: Tensor, *, training: bool) -> list[Tensor]:
+    """Run ``model`` once and return every tensor of real numbers that it puts out.
+
+    With ``training`` whatever has parts is in train mode, so that auxiliary outputs are there; single layers
+    are in eval mode either way: no statistics move, nothing is dropped. Afterwards, all modes and the random
+    state are what they were.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = training and next(module.children(), None) is not None
+    devices = [pictures.device] if pictures.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices):
+            found = [one for one in tree_leaves(model(pictures)) if isinstance(one, Tensor)]
+            found = [one for one in found if one.is_floating_point()]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not found:
+        raise ValueError("model must put out tensors, alone or in tuples, lists and dicts; got none")
+    return found
+
+
+@checked
+@contextmanager
+def refusing(sentence: str) -> Iterator[None]:
+    """Turn what libraries raise on what they were not made for into a ValueError that says ``sentence``."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{sentence} ({error})") from error
+
+
+@checked
+def fixed(model: Network) -> list[nn.Module]:
+    """Return the parts that are in eval mode and whose parameters, at least one, are all frozen."""
+    found = []
+    for module in model.modules():
+        trains = [parameter.requires_grad for parameter in module.parameters()]
+        if trains and not any(trains) and not module.training:
+            found.append(module)
+    return found
+
+
+@checked
+def widen(model: nn.Module) -> nn.Module:
+    """Turn half-precision numbers into float32, in place; others stay."""
+    for one in (*model.parameters(), *model.buffers()):
+        if one.is_floating_point() and one.element_size() < 4:
+            one.data = one.data.float()
+    return model
+
+
+@checked
+def narrow(model: nn.Module, like: nn.Module) -> nn.Module:
+    """Give each parameter and buffer the type it has in ``like``, in place."""
+    pairs = zip((*model.parameters(), *model.buffers()), (*like.parameters(), *like.buffers()), strict=True)
+    for mine, theirs in pairs:
+        mine.data = mine.data.to(theirs.dtype)
+    return model

@@ -1,0 +1,117 @@
+"""What to ship: chosen from a table of measured files, moved by a slider, written on one page.
+
+The table has a row per file, the network as it was first: network (its name), bytes, correct and total
+(pictures), and latency_ms if it was timed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+import ipywidgets
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.files import keep
+from helpers.plotting import BLUE, GRAY, ORANGE, bars, panels
+from helpers.types import Positive, Share, checked, path, table
+from helpers.widgets import figure_sliders, png
+
+Files, HtmlPath = table("network", "bytes", "correct", "total"), path(".html")
+STEPS = tuple(digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5))  # megabytes
+STYLE = """body { max-width: 50em; margin: 2em auto; padding: 0 1em; font-family: sans-serif; color: black; background: white }
+img { max-width: 100% } th, td { padding: 0.2em 0.8em; text-align: right } table { border-collapse: collapse }"""  # noqa: E501
+
+
+@checked
+def choose(table: Files, budget: Positive, tolerance: Share = 0.01) -> pd.Series | None:
+    """Return the row to ship: of the files that fit, the smallest of those about as good as the best.
+
+    Args:
+        table: a row per file.
+        budget: what the file may take, in MB, 10^6 bytes.
+        tolerance: "about as good" is at most this share of the pictures worse.
+
+    Returns:
+        The row, or None where nothing fits.
+    """
+    right = table["correct"] / table["total"]
+    fits = table["bytes"] <= 1e6 * budget
+    good = table[fits & (right >= right[fits].max() - tolerance - 1e-12)]
+    return None if good.empty else good.sort_values("bytes").iloc[0]
+
+
+@checked
+def verdict(table: Files, budget: Positive, tolerance: Share = 0.01) -> str:
+    """Say in a sentence what ``choose`` ships, and how it compares with the first row."""
+    first, ships = table.iloc[0], choose(table, budget, tolerance)
+    if ships is None:
+        least = table.sort_values("bytes").iloc[0]
+        size = f"{least['bytes'] / 1e6:.2f} MB"
+        return f"Nothing fits into {budget:g} MB: the smallest, {least['network']}, takes {size}."
+    sizes = f"{ships['bytes'] / 1e6:.2f} MB instead of {first['bytes'] / 1e6:.2f}"
+    parts = [f"{sizes} ({first['bytes'] / ships['bytes']:.1f} times smaller)"]
+    parts += [f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {first['correct']:,}"]
+    if "latency_ms" in table:
+        parts += [f"{ships['latency_ms']:.2f} ms instead of {first['latency_ms']:.2f}"]
+    return f"Within {budget:g} MB ship {ships['network']}: {', '.join(parts)}."
+
+
+@checked
+def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Figure:
+    """Draw every file's size and accuracy: what does not fit ``budget`` (MB) is gray, what ships orange."""
+    ships = choose(table, budget, tolerance)
+    name = "nothing" if ships is None else ships["network"]
+    colors = [
+        GRAY if row.bytes > 1e6 * budget else ORANGE if row.network == name else BLUE
+        for row in table.itertuples()
+    ]
+    figure, (left, right) = panels(
+        (9.6, 1.3 + 0.34 * len(table)),
+        {"title": f"within {budget:g} MB: ship {name}", "xlabel": "file (MB)", "xscale": "log"},
+        {"title": "pictures right", "xlabel": "accuracy (%)"},
+        sharey=True,
+    )
+    bars(left, table["network"], table["bytes"] / 1e6, colors, " {:.2f}")
+    bars(right, table["network"], 100 * table["correct"] / table["total"], colors, " {:.1f}")
+    left.axvline(budget, color="black", linestyle="--")
+    left.set_xlim(table["bytes"].min() / 3e6, 4 * table["bytes"].max() / 1e6)
+    right.set_xlim(0, 115)
+    return figure
+
+
+@checked
+def budget_slider(table: Files, start: Positive = 1.0, tolerance: Share = 0.01) -> ipywidgets.Widget:
+    """Return the slider of notebook 07: from a budget that nothing fits to one that everything does."""
+    least, most = table["bytes"].min() / 1e6, table["bytes"].max() / 1e6
+    low = max((step for step in STEPS if step < least), default=least / 2)
+    high = min((step for step in STEPS if step >= most), default=most)
+    steps = sorted({low, *(step for step in STEPS if low < step < high), high, start})
+    options = [(f"{step:g} MB", step) for step in steps]
+    look = {"description": "budget", "layout": {"width": "28em"}}
+    slider = ipywidgets.SelectionSlider(options=options, value=start, **look)
+    return figure_sliders({"value": slider}, lambda value: budget_figure(table, value, tolerance))
+
+
+@checked
+def write(path: HtmlPath, title: str, table: Files, figures: Mapping[str, Figure], verdict: str) -> Path:
+    """Write a page that needs nothing beside it: verdict, table, and figures, {caption: figure}.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    drawn = {caption: base64.b64encode(png(figure)).decode() for caption, figure in figures.items()}
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1><p><strong>{escape(verdict)}</strong></p>",
+        table.to_html(index=False, border=0, float_format="{:,.2f}".format),
+        *(
+            f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="data:image/png;base64,{code}">'
+            for caption, code in drawn.items()
+        ),
+    ]
+    keep(path, "\n".join(parts).encode())
+    return path

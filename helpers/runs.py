@@ -1,0 +1,119 @@
+"""What runs in a network: each module's call, what it put out and what it computed; and the input for it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.types import Network, Shape, by_name, checked
+
+PICTURE = (1, 3, 32, 32)
+
+
+class Call(NamedTuple):
+    """One run of a module: its name, itself, a call on the same input, what it put out, what is its own."""
+
+    name: str
+    layer: nn.Module
+    run: partial
+    output_shape: tuple[int, ...]
+    macs: int  # without those of its parts
+    own: list[Tensor]  # parameters and buffers, its own and of parts that do not run by themselves
+    parts: int  # how many of the calls before are of its parts
+
+
+@checked
+def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
+    """Return the runs of modules of a copy of ``model`` that have no parts, or something of their own."""
+    network, found, starts = laid_out(model), [], []
+    modules = dict(network.named_modules())
+
+    def enter(name: str, layer: nn.Module, inputs: tuple, named: dict) -> None:
+        starts.append((len(found), counter.get_total_flops()))
+
+    def leave(name: str, layer: nn.Module, inputs: tuple, named: dict, output: object) -> None:
+        first, before = starts.pop()
+        macs = (counter.get_total_flops() - before) // 2 - sum(call.macs for call in found[first:])
+        shape = next((tuple(one.shape) for one in tree_leaves(output) if isinstance(one, Tensor)), ())
+        if next(layer.children(), None) is None:
+            inputs = copy.deepcopy(inputs)  # which the next layer may overwrite
+        run = partial(layer, *inputs, **named)
+        found.append(Call(name, layer, run, shape, macs, [], len(found) - first))
+
+    with torch.no_grad(), counted() as counter, hooked(modules, leave, enter):
+        forward(network, example_of(model, input_shape))
+    first_runs = {call.name: call for call in reversed(found)}
+    seen: set[int] = set()
+    for name, layer in modules.items():
+        while name not in first_runs:  # a list, say, or what the module around it reads without calling it
+            name = name.rpartition(".")[0]
+        for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+            if id(one) not in seen:
+                first_runs[name].own.append(one)
+            seen.add(id(one))
+    kept, counts = [], []
+    for call in found:
+        inside = sum(counts[len(counts) - call.parts :])
+        counts.append(int(bool(call.macs or call.own or next(call.layer.children(), None) is None)))
+        kept += [call._replace(parts=inside)] * counts[-1]
+    return kept
+
+
+@checked
+def hooked(layers: by_name(nn.Module), hook: Callable, before: Callable | None = None) -> ExitStack:
+    """Return a context that calls ``hook(name, layer, inputs, named, output)`` after each run of a layer.
+
+    And ``before(name, layer, inputs, named)`` before it, if that is given.
+    """
+    hooks = ExitStack()
+    for name, layer in layers.items():
+        if before is not None:
+            hooks.enter_context(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+        hooks.enter_context(layer.register_forward_hook(partial(hook, name), with_kwargs=True))
+    return hooks
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Count FLOPs; attention as its matrix products, since those of fused kernels are not counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def laid_out(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode, channels last: networks must not differ in time by their weights' order."""
+    return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+
+
+@checked
+def example_of(model: nn.Module, shape: Shape) -> Tensor:
+    """Return random numbers for ``model``, on its device and of its type, always the same."""
+    if not shape or math.prod(shape) > 2**31:
+        raise ValueError(f"input_shape must be the sizes of a tensor of 1 to 2^31 numbers, got {shape}")
+    first = next(model.parameters(), torch.empty(0))
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example
+
+
+def forward(model: nn.Module, example: Tensor) -> Tensor:
+    """Run ``model``, or say that it does not take an input of this shape."""
+    try:
+        return model(example)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        shape = tuple(example.shape)
+        raise ValueError(f"input_shape must be one that the model takes, got {shape} ({error})") from error
