@@ -62,7 +62,7 @@ def test_rounding_in_the_loop_is_ahead_and_training_on_alone_is_not(net, data, b
 
 
 def test_a_codebook_is_ahead_of_a_grid_at_2_bits(net, data):
-    shared, rounded = quantization.codebook(net, 2), quantization.round_weights(net, 2)
+    shared, rounded = quantization.codebook(net, 2, per_channel=False), quantization.round_weights(net, 2)
     found = [accuracy(model, data) for model in (shared, rounded)]
     print("codebook, grid", found)
     assert found[0] > found[1] + 0.2
