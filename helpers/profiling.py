@@ -21,6 +21,7 @@ from helpers import models
 from helpers.data import Data, Split
 from helpers.evaluation import evaluate, evaluating, picture_shape
 from helpers.runs import PICTURE, calls, counted, example_of, forward, laid_out
+from helpers.runs import hooked as hooked
 from helpers.storage import STORAGES
 from helpers.types import Count, Names, Network, Shape, Threads, by_name, checked, whole
 

