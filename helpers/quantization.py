@@ -70,6 +70,7 @@ def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip:
             section 2.3).
         clip: as in ``symmetric_grid``.
     """
+    check_plain(model)
     rounded = copy.deepcopy(model)
     for weight in _weights(rounded).values():
         weight.copy_(round_to_grid(weight, bits, per_channel=per_channel, clip=clip))
@@ -191,6 +192,7 @@ def codebook(model: Network, bits: CodeBits, *, per_channel: bool = True) -> nn.
         per_channel: each output channel is divided by its root mean square before, and multiplied by it
             afterwards, as a grid has a scale for each; else one table as it is, as in Han 2016.
     """
+    check_plain(model)
     shared = copy.deepcopy(model)
     for weight in _weights(shared).values():
         alive, rows = weight != 0, weight.flatten(1)
