@@ -1,5 +1,5 @@
 # make lab    open the series in JupyterLab
-# make test   every test: lint, helpers, then the notebooks on digits and, where it is on disk, on CIFAR-10
+# make test   every test: lint, helpers, then the notebooks on digits and, where it is on disk, the lessons on CIFAR-10
 # make run    execute the whole series without a browser, into build/notebooks/
 # make notebooks   execute the series and write the outputs back into notebooks/ and figures/ (for maintainers)
 
