@@ -78,7 +78,6 @@ def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip:
 
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    check_plain(model)
     kinds = (nn.Conv2d, nn.Linear)
     return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
@@ -150,6 +149,7 @@ class QuantizationAware(Callback):
 
     def on_start(self, run: Run) -> None:
         """Keep the exact weights, or take them back after an interruption; put rounded ones in."""
+        check_plain(run.model)
         self.weights = _weights(run.model)
         if run.step:
             self._put(self.exact)
