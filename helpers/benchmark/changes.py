@@ -43,7 +43,7 @@ def by_sensitivity(tolerance: float) -> Change:
 
     def change(model: nn.Module, lab: Lab) -> nn.Module:
         ratios = channels.ratios_by_sensitivity(lab.channel_scan(), tolerance)
-        return channels.prune_channels(model, torch.zeros(1, 3, 32, 32), ratios)
+        return channels.prune_channels(model, lab.data.test.images[:1].float(), ratios)
 
     return change
 
@@ -86,7 +86,7 @@ def whitened(model: nn.Module, lab: Lab) -> nn.Module:
 
 def uniform(ratio: float) -> Change:
     """The same share of channels gone from every layer."""
-    return lambda model, lab: channels.prune_channels(model, torch.zeros(1, 3, 32, 32), ratio)
+    return lambda model, lab: channels.prune_channels(model, lab.data.test.images[:1].float(), ratio)
 
 
 def rounded(bits: int) -> Change:
@@ -131,15 +131,19 @@ def held_out(count: int) -> Prepare:
 
 
 def at_pixels(pixels: int) -> Prepare:
-    """Smaller pictures, each new pixel the mean of those it covers (Tan and Le 2021, section 4)."""
+    """Pictures of another size: each new pixel the mean of those it covers (Tan and Le 2021, section 4).
 
-    def smaller(split: Split) -> Split:
-        resized = F.interpolate(split.images.float(), pixels, mode="area").round().to(torch.uint8)
-        return replace(split, images=resized)
+    Larger ones are interpolated (bilinear).
+    """
+
+    def resize(split: Split) -> Split:
+        mode = "area" if pixels < split.images.shape[-1] else "bilinear"
+        parts = [F.interpolate(some.float(), pixels, mode=mode) for some in split.images.split(5_000)]
+        return replace(split, images=torch.cat([part.round().to(torch.uint8) for part in parts]))
 
     def prepare(data: Data, model: nn.Module, seed: int) -> Data:
         return replace(
-            data, **{name: smaller(getattr(data, name)) for name in ("train", "validation", "test")}
+            data, **{name: resize(getattr(data, name)) for name in ("train", "validation", "test")}
         )
 
     return prepare

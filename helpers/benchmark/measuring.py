@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import set_torch_threads
 
-from helpers import export, models, profiling
+from helpers import export, profiling
 from helpers.benchmark import results
 from helpers.benchmark.bench import Bench
-from helpers.benchmark.recipes import Recipe
+from helpers.benchmark.recipe import Recipe, opened
 from helpers.data import Data, Split
 from helpers.evaluation import predict
 from helpers.files import fingerprint
@@ -50,14 +50,15 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
         data: its pictures, prepared.
         bench: where the rows go.
     """
-    model, split, name = models.load(path), getattr(data, recipe.split), row["network"]
+    name, split = row["network"], getattr(data, recipe.split)
+    model = opened(name, path)
     own_reference = recipe.reference == name
     row["weights"] = fingerprint(path)
     row["reference"] = f"{name}@{row['weights']}" if own_reference else bench.mark(recipe.reference)
     row |= {"parameters": profiling.count_parameters(model), "total": len(split)}
     row["nonzeros"] = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
     row["macs"] = profiling.count_macs(model, (1, *split.images.shape[1:]))
-    reference = path if own_reference else bench.file(recipe.reference)
+    reference = opened(recipe.reference, path if own_reference else bench.file(recipe.reference))
     expected, rows, files = predict(model, split).argmax(1), [], {}
     with tempfile.TemporaryDirectory() as folder:
         for form in bench.formats(recipe):
@@ -65,7 +66,10 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
                 answers, measured = expected, _torch(model, path, reference, split, bench)
             else:
                 files[form] = _write(form, model, Path(folder), files, data, split, bench)
-                answers, measured = _answers(files[form], split), _file(files[form], reference, split, bench)
+                answers, measured = (
+                    _answers(files[form], split),
+                    _file(files[form], reference, row, split, bench),
+                )
             measured |= {"format": form, "correct": int((answers == split.labels).sum())}
             measured["agreeing"] = float((answers == expected).float().mean())
             rows.append(row | measured)
@@ -76,21 +80,18 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
     print(f"{name}, seed {row['seed']}: {said}")
 
 
-def _torch(model: nn.Module, path: Path, reference: Path, split: Split, bench: Bench) -> dict:
-    runs = {
-        who: _forward(network, split)
-        for who, network in (("own", model), ("reference", models.load(reference)))
-    }
+def _torch(model: nn.Module, path: Path, reference: nn.Module, split: Split, bench: Bench) -> dict:
+    runs = {who: _forward(network, split) for who, network in (("own", model), ("reference", reference))}
     sizes = {"bytes": profiling.smallest_file(model)[1], "zip_bytes": path.stat().st_size, "memory_mb": ""}
     return sizes | _latencies(runs, bench)
 
 
-def _file(path: Path, reference: Path, split: Split, bench: Bench) -> dict:
+def _file(path: Path, reference: nn.Module, row: dict, split: Split, bench: Bench) -> dict:
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     found = {"bytes": sum(each.stat().st_size for each in files), "zip_bytes": export.zipped_bytes(path)}
     found["memory_mb"], runs = "", {}
     if path.suffix in (".onnx", ".tflite", ".pte"):  # what runs on this machine
-        beside = _reference_onnx(reference, split, bench)
+        beside = _reference_onnx(reference, row["reference"], split, bench)
         runs = {who: _session(each, split) for who, each in (("own", path), ("reference", beside))}
     if runs and not bench.trial:
         memory = export.peak_memory(path)
@@ -116,11 +117,10 @@ def _answers(path: Path, split: Split) -> Tensor:
     return logits(path, split).argmax(1)
 
 
-def _reference_onnx(network: Path, split: Split, bench: Bench) -> Path:
-    """Return the reference as an ONNX file, written once."""
-    digits, pixels = fingerprint(network).removeprefix("sha256:"), split.images.shape[-1]
-    path = bench.work / "references" / f"{digits}-{pixels}.onnx"
-    return path if path.exists() else export.to_onnx(models.load(network), path, split.take(slice(0, 200)))
+def _reference_onnx(reference: nn.Module, mark: str, split: Split, bench: Bench) -> Path:
+    """Return the reference as an ONNX file, written once; ``mark`` is its name and its weights."""
+    path = bench.work / "references" / f"{mark.rpartition(':')[2]}-{split.images.shape[-1]}.onnx"
+    return path if path.exists() else export.to_onnx(reference, path, split.take(slice(0, 200)))
 
 
 def _forward(model: nn.Module, split: Split) -> Callable[[], object]:

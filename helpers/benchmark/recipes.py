@@ -7,16 +7,8 @@ always belong together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
-
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
-    Change,
-    Prepare,
     at_once,
     at_pixels,
     by_sensitivity,
@@ -30,66 +22,7 @@ from helpers.benchmark.changes import (
     uniform,
     whitened,
 )
-from helpers.training import Callback
-
-TORCH, DEPLOYED = ("torch",), ("torch", "onnx", "onnx int8")
-EVERYWHERE = (*DEPLOYED, "litert", "litert int8", "executorch", "coreml", "coreml int8", "torchserve")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One network.
-
-    Attributes:
-        start: an architecture of ``models.build``, or another recipe's name.
-        change: the model: what is done to it before it is trained.
-        teacher: the loss: the recipe whose network teaches; None: labels alone.
-        temperature: of the soft targets.
-        alpha: weight of the soft targets.
-        callbacks: the step: what ``fit`` is given for this network.
-        finish: what is done after training.
-        epochs: passes over the training pictures; 0: not trained.
-        gpu: epochs where ``--budget gpu`` is asked for; 0: as many.
-        fit: further arguments of ``fit``.
-        pictures: training pictures, drawn stratified; None: all.
-        prepare: what is done to the pictures, given the network that the recipe starts from and the seed.
-        seeds: a run for each; the first one's network is what other recipes start from.
-        exports: the file formats that are written and measured.
-        split: what it is measured on: "validation" where a choice hangs on the result.
-        reference: the recipe whose network it is compared with.
-        file: its name in data/checkpoints, if it is shipped there.
-        label: what README's table calls it; empty: it is not there.
-        shown: the formats of its files in README's table.
-        claimed: what is usually claimed: times smaller, points of accuracy lost, times faster.
-    """
-
-    start: str
-    change: Change = field(default=lambda model, lab: model)
-    teacher: str | None = None
-    temperature: float = 4.0
-    alpha: float = 0.9
-    callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())
-    finish: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
-    epochs: int = 0
-    gpu: int = 0
-    fit: Mapping[str, object] = field(default_factory=dict)
-    pictures: int | None = None
-    prepare: Prepare = field(default=lambda data, model, seed: data)
-    seeds: tuple[int, ...] = (0,)
-    exports: tuple[str, ...] = DEPLOYED
-    split: Literal["test", "validation"] = "test"
-    reference: str = "teacher2"
-    file: str | None = None
-    label: str = ""
-    shown: tuple[str, ...] = ("onnx", "onnx int8")
-    claimed: tuple[float, float, float] | None = None
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The other recipes whose networks this one is made from, taught by or compared with."""
-        named = (self.start, self.teacher, self.reference)
-        return tuple(dict.fromkeys(name for name in named if name in NETWORKS and NETWORKS[name] is not self))
-
+from helpers.benchmark.recipe import DEPLOYED, EVERYWHERE, NETWORKS, TORCH, Recipe
 
 # -- how networks are trained -----------------------------------------------------------------------------
 
@@ -340,14 +273,25 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; no row 
         start="resnet50", epochs=5, gpu=30, fit=MUON | {"lr": 0.1}, reference="resnet50_base"
     ),
 }
-NETWORKS: dict[str, Recipe] = {
-    **TEACHERS,
-    **STUDENTS,
-    **ARMS,
-    **GRID,
-    **COMPRESSED,
-    **CURVE,
-    **ORDERS,
-    **PEERS,
-    **SWEEP,
+
+AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), "exports": DEPLOYED}
+
+
+def at64(start: str, **settings: object) -> Recipe:
+    """Return the recipe of a network made from one of torchvision's at 64 x 64 pixels, and taught by it."""
+    given = AT64 | {"epochs": 3, "fit": ON | {"lr": 0.02}, "teacher": start, "reference": start}
+    return Recipe(start=start, **given | settings)
+
+
+OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goes about it
+    "resnet18": Recipe(start="torchvision/resnet18", epochs=5, reference="resnet18", **AT64),
+    "mobilenet": Recipe(start="torchvision/mobilenet_v3_small", epochs=6, reference="mobilenet", **AT64),
+    "resnet18_channels": at64("resnet18", change=uniform(0.5)),
+    "resnet18_rank4": at64("resnet18", change=rank(4)),
+    "mobilenet_channels": at64("mobilenet", change=uniform(0.25)),
+    "mobilenet_taught": Recipe(
+        start="torchvision/mobilenet_v3_small", teacher="resnet18", epochs=6, reference="resnet18", **AT64
+    ),
 }
+GROUPS = (TEACHERS, STUDENTS, ARMS, GRID, COMPRESSED, CURVE, ORDERS, PEERS, SWEEP, OUTSIDE)
+NETWORKS.update({name: recipe for group in GROUPS for name, recipe in group.items()})

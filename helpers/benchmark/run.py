@@ -18,7 +18,7 @@ from helpers.benchmark import results
 from helpers.benchmark.bench import SHIPPED, Bench, Job
 from helpers.benchmark.changes import Lab
 from helpers.benchmark.measuring import record
-from helpers.benchmark.recipes import NETWORKS, Recipe
+from helpers.benchmark.recipe import NETWORKS, Recipe, fresh, opened
 from helpers.data import Data, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
@@ -40,7 +40,7 @@ def run(name: str, seed: int, bench: Bench) -> None:
     data = bench.pictures(recipe, seed)
     known = json.loads(note.read_text("utf-8")) if note.exists() and path.exists() else {}
     if expected.items() <= known.items() and known["made"] == fingerprint(path):  # another call made it
-        data = recipe.prepare(data, models.load(path), seed)
+        data = recipe.prepare(data, opened(name, path), seed)
     else:
         known, data = make(recipe, path, data, seed, bench, expected)
     if results.state().is_main_process:
@@ -54,11 +54,11 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
     """Build, change, train and keep a network; return what is known of it then, and its pictures."""
     torch.manual_seed(seed)
     if recipe.start in NETWORKS and recipe.start != known["network"]:
-        model = models.load(bench.file(recipe.start))
+        model = opened(recipe.start, bench.file(recipe.start))
     else:
-        model = models.build(recipe.start, len(data.classes), width=0.25 if bench.trial else 1.0)
+        model = fresh(recipe.start, len(data.classes), 0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
-    model = recipe.change(model, Lab(data, lambda: scan(recipe.start, "channel", bench)))
+    model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench)))
     known = known | {"pictures": len(prepared.train), "seconds": 0}
     if results.state().is_main_process:
         held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
@@ -77,7 +77,7 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     """Train ``model`` in place as its recipe says."""
     loss = None
     if recipe.teacher:
-        teacher = models.load(bench.file(recipe.teacher))
+        teacher = opened(recipe.teacher, bench.file(recipe.teacher))
         loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
     settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
@@ -105,7 +105,7 @@ def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
         return rows[(rows["weights"] == weights) & (rows["unit"] == unit)]
 
     if found().empty:
-        data, model = load_data(bench.data), models.load(bench.file(name))
+        data, model = load_data(bench.data), opened(name, bench.file(name))
         held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 500))
         table = pruning.sensitivity(
             model, held_out, RATIOS[unit], unit=unit, calibration=few, precision="auto"
@@ -142,4 +142,4 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
     )
     row = {key: "" if pd.isna(own.iloc[-1][key]) else own.iloc[-1][key] for key in kept}
     recipe = NETWORKS[name]
-    record(row, path, recipe, recipe.prepare(bench.pictures(recipe, seed), models.load(path), seed), bench)
+    record(row, path, recipe, recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed), bench)
