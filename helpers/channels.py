@@ -37,6 +37,10 @@ SCORES = {  # the words of this series, and torch-pruning's
 }
 
 
+class _StayError(ValueError):
+    """None of the channels that were asked for can go."""
+
+
 @checked
 def prune_channels(
     model: Network,
@@ -92,7 +96,7 @@ def prune_channels(
         plan = {name: gone for name, gone in plan.items() if name not in leaking}
         smaller, leaking = without(model, example, plan)
     if alone and not plan:
-        raise ValueError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
+        raise _StayError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
     if alone:
         warnings.warn(f"left alone, {WHY}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
@@ -150,7 +154,7 @@ def sensitivity(
         ratios: shares of the layer to take away.
         calibration: training pictures, from which the recalibrated copies take their statistics.
         unit: "weight", the smallest weights set to zero, or "channel", what ``prune_channels`` removes.
-        only: names of layers. Default: every one that has the unit.
+        only: names of layers. Default: every one that has the unit, and whose channels can go.
         precision: as in ``evaluate``.
 
     Returns:
@@ -162,15 +166,22 @@ def sensitivity(
     whole = measure(model, split, calibration, precision=precision)
     rows = []
     for name in layers if only is None else only:
-        rows.append({"layer": name, "ratio": 0.0} | whole)
+        own = [{"layer": name, "ratio": 0.0} | whole]
         for ratio in ratios:
             if unit == "channel":
-                thinner = prune_channels(model, split.images[:1].float(), {name: ratio}, round_to=1)
+                try:
+                    thinner = prune_channels(model, split.images[:1].float(), {name: ratio}, round_to=1)
+                except _StayError:
+                    if only is not None:
+                        raise
+                    own = []
+                    break
             else:
                 thinner = copy.deepcopy(model)
                 prune_once(thinner, ratio, skip=[other for other in every if other != name])
             found = measure(thinner, split, calibration, precision=precision)
-            rows.append({"layer": name, "ratio": ratio} | found)
+            own.append({"layer": name, "ratio": ratio} | found)
+        rows += own
     return pd.DataFrame(rows)
 
 

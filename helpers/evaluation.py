@@ -119,7 +119,9 @@ def recalibrate(
         raise ValueError(f"split must hold at least two pictures, got {len(split)}: one has no variance")
     momenta, like = [norm.momentum for norm in norms], _like(fresh)
     used = len(split) // batch_size * batch_size or len(split)
-    pictures = split.take(slice(0, used if norms else 0)).to(like.device)
+    if not norms:
+        return narrow(fresh, model)
+    pictures = split.take(slice(0, used)).to(like.device)
     with evaluating(fresh), autocast(like.device, precision):
         for norm in norms:
             norm.reset_running_stats()

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+import torchvision
 
 from helpers import models, pruning, quantization
 from helpers.benchmark import changes, peers, results, run
 from helpers.benchmark.__main__ import listed, parser
 from helpers.benchmark.bench import Bench, plan, run_all
 from helpers.benchmark.changes import Lab, gradual
+from helpers.benchmark.recipe import fresh, opened
 from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import HOME, load_data
 from helpers.evaluation import paired
@@ -40,7 +42,10 @@ def attempt(job, bench):
 class TestRecipes:
     def test_every_parent_is_an_architecture_or_a_recipe_without_a_circle(self):
         for name, recipe in NETWORKS.items():
-            assert recipe.start in NETWORKS or recipe.start in models.MODELS, name
+            family, _, own = recipe.start.rpartition("/")
+            assert recipe.start in NETWORKS or own in (
+                torchvision.models.list_models() if family else models.MODELS
+            ), name
             assert recipe.teacher is None or recipe.teacher in NETWORKS, name
             assert recipe.reference in NETWORKS, name
         bench = Bench()
@@ -85,6 +90,26 @@ class TestRecipes:
         means = data.test.images.float().reshape(-1, 3, 16, 2, 16, 2).mean((3, 5))
         assert (smaller.test.images.float() - means).abs().max() <= 0.5
         assert smaller.train.images.shape[2:] == (16, 16)
+
+    def test_larger_pictures_are_interpolated(self):
+        data = load_data("digits", train_limit=20)
+        larger = changes.at_pixels(64)(data, None, 0)
+        expected = torch.nn.functional.interpolate(data.test.images.float(), scale_factor=2, mode="bilinear")
+        assert (larger.test.images.float() - expected).abs().max() <= 0.5
+
+    def test_a_network_of_torchvision_is_built_changed_kept_and_opened(self, tmp_path):
+        model = fresh("mobilenet_channels", 10)
+        assert type(model) is torchvision.models.MobileNetV3
+        data = load_data("digits", train_limit=20)
+        small = NETWORKS["mobilenet_channels"].change(model, Lab(data, None))
+        path = run.keep(small, tmp_path / "small.safetensors", None)
+        back = opened("mobilenet_channels", path)
+        assert sum(p.numel() for p in back.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+        assert all(
+            torch.equal(a.half(), b.half())
+            for a, b in zip(small.parameters(), back.parameters(), strict=True)
+        )
+        assert type(fresh("tiny", 10, 0.25)) is type(models.build("tiny_convnet"))
 
     def test_the_least_sure_are_those_of_small_largest_probability(self):
         data = load_data("digits", train_limit=200)

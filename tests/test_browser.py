@@ -267,5 +267,6 @@ def _settled(page, image, patience=10.0):
 
 
 def _harmless(text):
-    """What JupyterLab itself asks for and does not find (source maps, extensions' update feed) is not the notebook's fault."""
-    return "Failed to load resource" in text or "WebSocket" in text or "favicon" in text
+    """What JupyterLab itself asks for and does not find is not the notebook's fault: source maps, extensions' update feed,
+    a widget of a page that was closed before the second try (that the slider moves is what the test sees)."""
+    return any(one in text for one in ("Failed to load resource", "WebSocket", "favicon", "Comm not found"))

@@ -531,6 +531,16 @@ def test_sensitivity_of_channels_leaves_the_classifier_out_and_takes_exactly_the
         )  # a residual sum ties layers together: smaller all the same
 
 
+def test_sensitivity_of_channels_leaves_out_layers_that_must_stay(trained):
+    _, held_out, calibration = trained
+    few, some = held_out.take(slice(0, 20)), calibration.take(slice(0, 20))
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.LayerNorm((16, 28, 28)))
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(16 * 784, 10))
+    scan = channels.sensitivity(model, few, (0.5,), unit="channel", calibration=some)
+    assert list(scan["layer"].unique()) == ["0"]
+
+
 def test_sensitivity_of_named_layers_only(trained):
     model, held_out, calibration = trained
     scan = channels.sensitivity(model, held_out, (0.9,), only=["features.3"], calibration=calibration)

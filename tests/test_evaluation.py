@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from helpers import evaluation, models
-from helpers.data import normalize
+from helpers.data import load_data, normalize
 from helpers.evaluation import Accuracy, Paired, evaluate, measure, paired, predict, recalibrate
 
 
@@ -232,3 +232,13 @@ def test_answers_that_do_not_fit_are_named(wrong):
             paired(*arguments)
     with pytest.raises(ValueError, match="answers_a"):
         paired(*[torch.zeros(0)] * 3)
+
+
+def test_a_network_without_batch_normalisation_is_recalibrated_by_being_copied():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(4, 10)).eval()
+    some = load_data("digits").train.take(slice(0, 20))
+    copied = recalibrate(model, some)
+    assert copied is not model
+    torch.testing.assert_close(predict(copied, some), predict(model, some), rtol=0, atol=0)

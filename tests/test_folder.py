@@ -60,6 +60,10 @@ def test_a_folder_becomes_data_with_every_picture_in_one_split(tree):
     assert len(found.train.labels[:7].unique()) == 2  # in no order of classes
 
 
+def test_both_shares_are_of_the_whole_folder(tree):
+    assert [len(split) for split in whole(quietly(tree, validation=0.3, test=0.3))] == [8, 6, 6]
+
+
 def test_the_seed_decides_which_pictures_are_held_out(tmp_path):
     for number in range(12):
         picture(tmp_path / "ab"[number % 2] / f"{number}.png", (number, 0, 0))
