@@ -195,6 +195,7 @@ OPERATIONS = {
     "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2), "permute, squeeze": lambda x: x.permute(0, 2, 3, 1)[..., :1].squeeze(-1),
     "expand": lambda x: x[:, :1].expand(-1, 4, -1, -1) * 2, "attention": lambda x: F.scaled_dot_product_attention(*[x.flatten(2)] * 3),
     "transposed convolution": nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1), "same": nn.Conv2d(8, 4, 3, padding="same"),
+    "channel shuffle": lambda x: torch.cat([x, 2 * x], 1).unflatten(1, (2, 8)).transpose(1, 2).flatten(1, 2),
     "prelu": nn.PReLU(8), "batch_norm": nn.BatchNorm2d(8), "1d": lambda x: F.max_pool1d(x.flatten(2), 2),
 }  # fmt: skip
 

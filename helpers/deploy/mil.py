@@ -196,6 +196,25 @@ def _gather(a: Arguments) -> Tensor:
     return x.index_select(axis, indices.reshape(-1)).reshape(shape)
 
 
+def _scatter(a: Arguments) -> Tensor:
+    if a.get("mode", "add") not in ("add", "update"):
+        raise UnknownOperation(f"scatter of mode {a['mode']} cannot be computed outside Core ML")
+    data, indices = _tensor(a["data"]), _tensor(a["indices"])
+    axis = a.get("axis", 0) % data.ndim
+    indices = torch.where(indices < 0, indices + data.shape[axis], indices).reshape(-1)
+    updates = _tensor(a["updates"]).reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :]).to(data.dtype)
+    place = torch.index_add if a.get("mode", "add") == "add" else torch.index_copy
+    return place(data, axis, indices, updates)
+
+
+def _concat(a: Arguments) -> Tensor:
+    values, axis = [_tensor(value) for value in a["values"]], a["axis"]
+    if not a.get("interleave", False):
+        return torch.cat(values, axis)
+    axis %= values[0].ndim
+    return torch.stack(values, axis + 1).flatten(axis, axis + 1)  # the first of each, then the second of each
+
+
 def _expand_dims(a: Arguments) -> Tensor:
     x = _tensor(a["x"])
     rank = x.ndim + len(a["axes"])
@@ -297,7 +316,7 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "log": lambda a: (a["x"] + _number(a, default=1e-45)).log(),
     "rsqrt": lambda a: (a["x"] + _number(a, default=1e-12)).rsqrt(),
     "inverse": lambda a: 1 / (a["x"] + _number(a, default=1e-4)),
-    "concat": lambda a: torch.cat([_tensor(value) for value in a["values"]], a["axis"]),
+    "concat": _concat,
     "stack": lambda a: torch.stack([_tensor(value) for value in a["values"]], a["axis"]),
     "split": _split,
     "pad": lambda a: _pad(a["x"], a["pad"], a.get("mode", "constant"), _number(a, "constant_val", 0)),
@@ -308,6 +327,7 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "tile": lambda a: a["x"].repeat(_whole(a["reps"])),
     "slice_by_index": _slice,
     "gather": _gather,
+    "scatter": _scatter,
     "select": lambda a: torch.where(_tensor(a["cond"]), a["a"], a["b"]),
     "identity": lambda a: a["x"],
     "crop": lambda a: _pad(a["x"], [-n for side in ("height", "width") for n in a[f"crop_{side}"]]),

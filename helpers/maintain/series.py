@@ -54,7 +54,8 @@ def run(budget: Budget | None = None, only: str = "", *, write: bool = False) ->
 
 
 def _execute(path: Path, *, write: bool) -> bool:
-    notebook, started, verdict = nbformat.read(path, as_version=4), time.perf_counter(), "ok"
+    path, started, verdict = path.resolve(), time.perf_counter(), "ok"
+    notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=None, record_timing=False, store_widget_state=False)
     client.resources = {"metadata": {"path": path.parent}}
     try:
