@@ -155,6 +155,8 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     # few parameters make few errors where they are deep, not wide
     "micro_convnet": functools.partial(_residual_convnet, (16, 32, 64), (4, 2)),
     "fast_convnet": functools.partial(FastConvNet, (32, 96, 96)),
+    "fast_convnet_1m": functools.partial(FastConvNet, (48, 176, 176)),
+    "fast_convnet_2m": functools.partial(FastConvNet, (64, 256, 256)),  # as wide as airbench94's
     "mobilenet_student": _mobilenet_student,
     "vgg19_imagenet": _vgg19_imagenet,
 }

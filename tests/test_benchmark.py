@@ -91,6 +91,14 @@ class TestRecipes:
         assert (smaller.test.images.float() - means).abs().max() <= 0.5
         assert smaller.train.images.shape[2:] == (16, 16)
 
+    def test_a_shuffled_teacher_keeps_its_first_choice_and_no_other(self):
+        torch.manual_seed(0)
+        answers = torch.randn(64, 10)
+        told = NETWORKS["fast_convnet_shuffled"].told(torch.nn.Identity())(answers)
+        assert torch.equal(told.argmax(1), answers.argmax(1))
+        assert torch.equal(told.sort(1).values, answers.sort(1).values)
+        assert not torch.equal(told, answers)
+
     def test_larger_pictures_are_interpolated(self):
         data = load_data("digits", train_limit=20)
         larger = changes.at_pixels(64)(data, None, 0)

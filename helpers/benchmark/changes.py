@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers import channels, low_rank, models, pruning, quantization
 from helpers.data import Data, Split
+from helpers.distillation import shuffle_wrong
 from helpers.evaluation import predict
 from helpers.training import Callback
 
@@ -103,6 +104,21 @@ def then(*changes: Change) -> Change:
         return model
 
     return change
+
+
+# -- the loss --------------------------------------------------------------------------------------------
+
+
+class Shuffled(nn.Module):
+    """A teacher whose wrong classes change places by chance each time it is asked: see ``shuffle_wrong``."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return its logits, B x classes: the largest stays, the others are shuffled."""
+        return shuffle_wrong(self.teacher(images))
 
 
 # -- the step --------------------------------------------------------------------------------------------

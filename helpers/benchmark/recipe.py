@@ -28,6 +28,7 @@ class Recipe:
             recipe's name.
         change: the model: what is done to it before it is trained.
         teacher: the loss: the recipe whose network teaches; None: labels alone.
+        told: what the student is told of the teacher's answers: the teacher, changed. Default: all of them.
         temperature: of the soft targets.
         alpha: weight of the soft targets.
         callbacks: the step: what ``fit`` is given for this network.
@@ -50,6 +51,7 @@ class Recipe:
     start: str
     change: Change = field(default=lambda model, lab: model)
     teacher: str | None = None
+    told: Callable[[nn.Module], nn.Module] = field(default=lambda teacher: teacher)
     temperature: float = 4.0
     alpha: float = 0.9
     callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
+    Shuffled,
     at_once,
     at_pixels,
     by_sensitivity,
@@ -244,13 +245,19 @@ def on(lr: float, **settings: object) -> Recipe:
 
 def learner(start: str, **settings: object) -> Recipe:
     """Return the recipe of a small network of its own shape, three seeds of it."""
-    change = {"change": whitened} if start == "fast_convnet" else {}
+    change = {"change": whitened} if start.startswith("fast_convnet") else {}
     given = {"reference": "baseline", "epochs": 12, "gpu": 40, "seeds": (0, 1, 2), **change}
     return Recipe(start=start, **{**given, "fit": QUICK, **settings})
 
 
-HOW = {"taught": {"teacher": "baseline"}, "alone": {}, "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}}}
+HOW = {
+    "taught": {"teacher": "baseline"},
+    "alone": {},
+    "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}},
+    "shuffled": {"teacher": "baseline", "told": Shuffled},
+}
 SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
+OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
 SWEEP = {  # everything on one frozen teacher, what is worth most first; no row is published yet
     "baseline": Recipe(
         start="vgg19", epochs=16, gpu=80, fit=MUON | {"lr": 0.1, "cutout": 8}, reference="baseline"
@@ -272,6 +279,15 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; no row 
     "resnet50_base": Recipe(
         start="resnet50", epochs=5, gpu=30, fit=MUON | {"lr": 0.1}, reference="resnet50_base"
     ),
+    "resnet50_zeros85": on(
+        0.02, start="resnet50_base", **OF50, callbacks=gradual(0.85, end=0.5), epochs=2, gpu=10
+    ),
+    **{
+        f"fast_convnet_{size}_{arm}": learner(f"fast_convnet_{size}", **HOW[arm], seeds=(0,), gpu=20)
+        for size in ("2m", "1m")
+        for arm in ("alone", "taught")
+    },
+    "resnet50_student": learner("tiny_convnet", **OF50, seeds=(0,)),
 }
 
 AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), "exports": DEPLOYED}

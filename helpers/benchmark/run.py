@@ -78,7 +78,7 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     loss = None
     if recipe.teacher:
         teacher = opened(recipe.teacher, bench.file(recipe.teacher))
-        loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
+        loss = DistillationLoss(recipe.told(teacher), recipe.temperature, recipe.alpha)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
     settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
     settings |= {"batch_size": 32, "compile": False} if bench.trial else {}
