@@ -41,15 +41,16 @@ def before_and_after(table: pd.DataFrame) -> Figure:
         table: a row per file, indexed by name: size_mb, latency_ms, accuracy (%), low and high (the ends of
             its 95% interval).
     """
-    titles = "file (MB)", "one picture (ms, 1 thread)", "accuracy (%)"
+    titles = "file (MB)", "one picture (ms, 1 thread)", "accuracy (%), 95% interval"
     figure, grid = panels((8.6, 1.2 + 0.3 * len(table)), *({"title": title} for title in titles), sharey=True)
-    forms = {"size_mb": " {:.3g}", "latency_ms": " {:.3g}", "accuracy": "     {:.1f}"}
-    for axes, (column, form) in zip(grid, forms.items(), strict=True):
-        bars(axes, table.index, table[column], (BLUE, ORANGE), form)
+    for axes, column in zip(grid[:2], ("size_mb", "latency_ms"), strict=True):
+        bars(axes, table.index, table[column], (BLUE, ORANGE), " {:.3g}")
         axes.margins(x=0.25)
+    bars(grid[2], table.index, table["accuracy"], (BLUE, ORANGE))
+    grid[2].bar_label(grid[2].containers[0], fmt="{:.1f}", label_type="center", fontsize=9, color="black")
     ends = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
     grid[2].errorbar(table["accuracy"], range(len(table)), xerr=ends, fmt="none", ecolor="black", capsize=3)
-    grid[2].set_xlim(0, 150)
+    grid[2].set_xlim(0, 100)
     return figure
 
 
@@ -87,7 +88,7 @@ def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
 
 
 def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
-    """Draw two arms seed by seed: left the accuracies, a line per seed, right each seed's difference.
+    """Draw two arms seed by seed: left the accuracies, a line per seed, right its difference.
 
     Args:
         table: a row per seed, two columns, in percent.
@@ -96,12 +97,11 @@ def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
     first, second = table.columns
     figure, (left, right) = panels(
         (8, 2.9),
-        {"ylabel": unit, "xlim": (-0.3, 1.5)},
+        {"ylabel": unit, "xlim": (-0.3, 1.3)},
         {"xlabel": f"{second} minus {first} (points)", "title": "the same in pairs (dashed: mean)"},
     )
-    for color, (seed, row) in zip(COLORS, table.iterrows(), strict=False):
+    for color, (_, row) in zip(COLORS, table.iterrows(), strict=False):
         left.plot([first, second], row, "o-", color=color)
-        left.text(1.06, row[second], f"seed {seed}", fontsize=8, va="center")
     bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, " {:+.1f}")
     right.axvline(0, color="black", linewidth=1)
     right.axvline((table[second] - table[first]).mean(), color=GRAY, linestyle="--")

@@ -78,19 +78,6 @@ def test_figures_show_their_numbers():
     files = pd.DataFrame(
         {"size_mb": [4.0, 1], "latency_ms": [2.0, 1], "accuracy": [90.0, 90], "low": 89.0, "high": 91.0}
     )
-    assert [bar.get_width() for bar in start.before_and_after(files).axes[0].patches] == [4, 1]
-
-
-def test_a_step_on_a_batch_lowers_its_loss():
-    torch.manual_seed(0)
-    model, images, labels = models.build("fast_convnet"), torch.randn(8, 3, 32, 32), torch.arange(8)
-    losses = []
-    for _ in range(2):
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
-        losses.append(loss.item())
-        model.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight -= 0 if weight.grad is None else 0.02 * weight.grad
-    assert losses[1] < losses[0]
+    size, _, accuracy = start.before_and_after(files).axes
+    assert [bar.get_width() for bar in size.patches] == [4, 1]
+    assert accuracy.get_xlim() == (0, 100)
