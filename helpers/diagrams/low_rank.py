@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -71,7 +72,7 @@ def product(matrix: Tensor, rank: int, numbers: str = "") -> Figure:
     left, right = left * sign, right * sign
     parts = [("W", matrix, "="), ("U", left, "·"), ("V", right, "+"), ("W - UV", matrix - left @ right, "")]
     (rows, columns), side = matrix.shape, 2.6 / max(matrix.shape)
-    figure, axes = canvas((2 * columns + len(s[:rank]) + columns) * side + 3.2, rows * side + 0.9, scale=0.8)
+    figure, axes = canvas((2 * columns + len(s[:rank]) + columns) * side + 3.2, rows * side + 1.1, scale=0.8)
     x, limit = 0.2, float(matrix.abs().max())
     for title, values, sign in parts:
         tall, wide = (side * size for size in values.shape)
@@ -79,12 +80,13 @@ def product(matrix: Tensor, rank: int, numbers: str = "") -> Figure:
         extent, colors = (x, x + wide, y, y + tall), {"cmap": "vlag", "vmin": -limit, "vmax": limit}
         axes.imshow(values, extent=extent, **colors, interpolation="nearest", aspect="equal")
         axes.add_patch(Rectangle((x, y), wide, tall, fill=False, edgecolor=GRAY))
-        axes.text(x + wide / 2, y + tall + 0.1, title, ha="center", va="bottom", fontsize=10)
+        sizes = "{} x {}".format(*values.shape)
+        axes.text(x + wide / 2, y + tall + 0.1, f"{title}\n{sizes}", ha="center", va="bottom", fontsize=10)
         if numbers:
             _write(axes, values, (x, y + tall), side, numbers)
         axes.text(x + wide + 0.4, 0.2 + rows * side / 2, sign, ha="center", va="center", fontsize=14)
         x += wide + 0.8
-    axes.set(xlim=(0, x - 0.6), ylim=(0, rows * side + 0.8))
+    axes.set(xlim=(0, x - 0.6), ylim=(0, rows * side + 1.0))
     return figure
 
 
@@ -125,12 +127,14 @@ def spectra(
 
 
 def cost_map(costs: pd.DataFrame) -> Figure:
-    """Draw what layers cost once split, in percent of the layer; red: more than before.
+    """Draw what layers cost once split, in percent of the layer; red, from 100 on: nothing is saved.
 
     ``costs`` has a row per layer and a column per energy.
     """
     figure, (axes,) = panels((6.2, 0.9 + 0.3 * len(costs)), {})
-    colors = {"cmap": "vlag", "center": 100, "vmin": 0, "vmax": 200, "cbar": False}
+    shades = sns.color_palette("vlag", 256)
+    reds = [shades[place] for place in range(176, 256) for _ in range(2)]  # the pale ones are left out
+    colors = {"cmap": ListedColormap(shades[:128] + reds[:128]), "vmin": 0, "vmax": 200, "cbar": False}
     sns.heatmap(costs, annot=True, fmt=".0f", ax=axes, linewidths=1, annot_kws={"fontsize": 8}, **colors)
     axes.set_title("weights of the two parts, in % of the layer's", fontsize=10)
     return figure

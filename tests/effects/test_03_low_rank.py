@@ -111,3 +111,13 @@ def test_middle_layers_cross_break_even_first():
         rank = low_rank.rank_for_energy(low_rank.singular_values(layer), 0.98)
         over[name] = low_rank.factorized_size(layer, rank) / layer.weight.numel()
     assert over["features.14"] > 1 > over["features.49"]
+
+
+def test_for_the_same_weights_the_spatial_scheme_keeps_more_energy():
+    vgg = models.load(TEACHER)
+    for name in ("features.3", "features.17"):
+        layer, kept = vgg.get_submodule(name), {}
+        for scheme in ("channel", "spatial"):
+            rank = layer.weight.numel() // 7 // low_rank.factorized_size(layer, 1, scheme)
+            kept[scheme] = low_rank.energy(low_rank.singular_values(layer, scheme))[rank - 1]
+        assert kept["spatial"] > kept["channel"] + 0.1
