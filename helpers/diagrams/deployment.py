@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, from_numpy, nn
 
 from helpers import profiling
-from helpers.data import Split, batches
+from helpers.data import HOME, Split, batches
 from helpers.deploy.runtimes import onnx_inference
 from helpers.diagrams.shapes import arrow, box, canvas
 from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
@@ -190,6 +192,12 @@ def activations(model: nn.Module, side: int = 32) -> int:
     return max(before + after for before, after in pairwise(sizes))
 
 
+def python_alone() -> float:
+    """Return the MB of a process that has imported NumPy and what ``peak_memory`` needs but no runtime."""
+    code = "from helpers.deploy import runtimes; print(runtimes._resident_peak())"
+    return float(subprocess.check_output([sys.executable, "-c", code], cwd=HOME))
+
+
 def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
     """Draw what fills a process, part by part, and how it changes with the picture.
 
@@ -202,10 +210,10 @@ def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
         (9.4, 1.6 + 0.4 * len(table)), {"xlabel": "MB"}, side, width_ratios=(1.5, 1)
     )
     start = pd.Series(0.0, table.index)
-    for (part, sizes), color in zip(table.items(), (GRAY, BLUE, ORANGE, GREEN), strict=False):
+    for (part, sizes), color in zip(table.items(), (GRAY, COLORS[4], BLUE, ORANGE, GREEN), strict=False):
         bars(left, table.index, sizes, color, left=start, label=part)
         start += sizes
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for (part, sizes), marker in zip(growth.items(), "osD^", strict=False):
         right.plot(growth.index, sizes, f"{marker}-", label=part)
     right.legend()

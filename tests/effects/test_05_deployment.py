@@ -112,3 +112,7 @@ def test_memory_is_stacked_part_by_part():
     left, right = deployment.memory(table, growth).axes
     assert [(bar.get_x(), bar.get_width()) for bar in left.patches] == [(0, 50), (0, 40), (50, 9), (40, 2)]
     assert list(right.lines[1].get_ydata()) == [1, 4]
+
+
+def test_python_alone_is_a_part_of_what_a_process_takes_before_it_loads_a_file(written):
+    assert 5 < deployment.python_alone() < export.peak_memory(written[2])["baseline_mb"]
