@@ -1,0 +1,22 @@
+"""The diagrams of lesson 01 show the numbers they are given."""
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+mpl.use("Agg")
+
+from helpers.diagrams import distillation as diagrams
+from helpers.evaluation import Accuracy
+
+
+def test_arms_show_a_dot_for_each_seed_and_their_mean():
+    axes = diagrams.arms(pd.DataFrame({"alone": [80.0, 90.0], "taught": [95.0, 96.0]}), "accuracy").axes[0]
+    assert list(axes.lines[0].get_xdata()) == [80, 90]
+    assert [text.get_text() for text in axes.texts] == ["85.0", "95.5"]
+
+
+def test_intervals_reach_from_end_to_end_and_have_the_share_between_them():
+    axes = diagrams.intervals({"alone": Accuracy(8, 10), "taught": Accuracy(9, 10)}, "accuracy").axes[0]
+    assert list(axes.lines[0].get_xdata()) == pytest.approx([49.0, 94.3], abs=0.1)
+    assert [text.get_text() for text in axes.texts] == ["80.0", "90.0"]
