@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from helpers.diagrams.shapes import arrow, box, canvas
 from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
 
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
     ("Does it fit, and\nis the bill small?", "leave it alone"),
-    ("Does int8\ndo the job?", "round it: hours"),
-    ("A small distilled\nnetwork in int8?", "train that: days"),
-    ("Can it carry weeks\nof work a release?", "the full pipeline"),
+    ("Does int8\ndo the job?", "round it:\n2 days"),
+    ("A small distilled\nnetwork in int8?", "train that:\n10 days"),
+    ("Can it carry a week\nof work a release?", "the full pipeline:\n20 days"),
 )
 
 
@@ -53,7 +53,11 @@ def sizes(table: pd.DataFrame) -> Figure:
             "xscale": "log",
             "yscale": "log",
         },
-        {"xlabel": "side of the picture (pixels)", "title": "times as long as at the first", "xscale": "log"},
+        {
+            "xlabel": "side of the picture (pixels)",
+            "title": f"times as long as at {table.index[0]} pixels",
+            "xscale": "log",
+        },
     )
     for (name, times), marker in zip(table.items(), "osD^", strict=False):
         left.plot(table.index, times, f"{marker}-", label=name)
@@ -106,5 +110,6 @@ def bills(tables: Mapping[str, pd.DataFrame], xlabel: str = "dollars in the firs
         axes.bar_label(axes.containers[-1], [f" {value:,.0f}" for value in start], fontsize=8)
         axes.set_xlim(0, 1.3 * start.max())
         axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
