@@ -174,7 +174,7 @@ def bits_figure(weight: Weight, table: Widths, bits: Bits) -> Figure:
             "ylabel": "value",
             "xlabel": "weights of one channel, sorted",
         },
-        {"title": f"{row['recalibrated']:.1%}, {row['bytes'] / 1e6:.1f} MB"},
+        {"title": f"{row['recalibrated']:.1%}, {row['bytes'] / 1e6:.2f} MB"},
         fixed=(0.08, 0.16, 0.92, 0.9, 0.25),
     )
     left.plot(weight.flatten()[order], color=GRAY, linewidth=3, label="as trained")

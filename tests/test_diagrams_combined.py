@@ -40,5 +40,6 @@ def test_paths_and_bars_have_the_given_heights():
     lines = combined.straight_through({"stuck": [0, 0], "free": [0, 1]}, goal=2).axes[0].lines
     assert [list(line.get_ydata()) for line in lines[1:]] == [[0, 0], [0, 1]]
     table = pd.DataFrame({"rounded": [0.8, 0.1], "aware": [0.8, 0.7]}, index=["3 bits", "2 bits"])
-    axes = combined.arms(table, 0.84, "32 bits").axes[0]
+    axes = combined.arms(table, {"32 bits": 0.84, "trained on": 0.86}).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([80, 10, 80, 70])
+    assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx([84, 86])

@@ -34,7 +34,7 @@ def pipeline() -> Figure:
         arrow(axes, (start, 1.4), (end, 1.4))
     for x, words in ((3.3, "the model"), (5.7, "one call"), (8.0, "8 bits or fewer"), (10.2, "zip, Huffman")):
         axes.text(x, 0.7, words, ha="center", fontsize=9)
-    for (left, right), words in {(2.3, 6.6): "trained", (7.1, 11.1): "not trained"}.items():
+    for (left, right), words in {(4.9, 6.5): "trained", (7.1, 11.1): "needs no training"}.items():
         axes.plot([left, right], [0.5, 0.5], color=GRAY, linewidth=1.5)
         axes.text((left + right) / 2, 0.08, words, ha="center", fontsize=9)
     return figure
@@ -137,19 +137,19 @@ def straight_through(paths: Mapping[str, Sequence[float]], goal: float, step: fl
     return figure
 
 
-def arms(table: pd.DataFrame, level: float, name: str) -> Figure:
+def arms(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     """Draw accuracies as groups of bars: a group per row, a bar per column, in percent.
 
     Args:
         table: accuracies, shares of 1; its index names the groups.
-        level: an accuracy to compare with, drawn as a line.
-        name: what that is.
+        levels: {name: an accuracy to compare with, drawn as a line}.
     """
     figure, (axes,) = panels((7, 3.4), {"ylabel": "accuracy (%)", "ylim": (0, 112)})
     (100 * table).plot.bar(ax=axes, rot=0, width=0.8, color=COLORS, xlabel="", legend=False)
     for bars in axes.containers:
         axes.bar_label(bars, fmt="{:.0f}", fontsize=8, color="white", padding=-12)
-    axes.axhline(100 * level, color=GRAY, linestyle="--", label=name)
+    for (name, level), style in zip(levels.items(), ("--", ":"), strict=False):
+        axes.axhline(100 * level, color=GRAY, linestyle=style, linewidth=2, label=name)
     axes.grid(axis="x", visible=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure

@@ -37,8 +37,9 @@ def accuracy(model, data):
 
 def test_thinned_and_half_of_it_pruned_it_ends_higher_than_it_began(net, data):
     pictures = data.train.take(slice(0, 1_000))
-    thin = low_rank.factorize(net, budget=1 / 14, count="both", skip=["features.0"], pictures=pictures)
-    start = accuracy(thin, data)
+    cut = low_rank.factorize(net, budget=1 / 14, count="both", skip=["features.0"], scheme="auto")
+    thin = recalibrate(cut, pictures)
+    start = float(evaluate(thin, data.validation))
     pruner = pruning.GradualPruner(pruning.PolynomialSchedule(0.5, end=0.7), skip=["features.0"])
     fit(thin, data, epochs=4, loss=DistillationLoss(net), callbacks=[pruner], **SETTINGS | {"lr": 0.1})
     end = float(evaluate(thin, data.validation))
