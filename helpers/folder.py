@@ -134,8 +134,9 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
     parts: dict[str, Listed] = {part: [] for part in FOLDERS}
     for label, name in enumerate(classes):
         files = _shuffled(found["train"][name], generator)
+        whole = len(files)
         for part, share in drawn.items():
-            count = max(1, round(share * len(files)))
+            count = max(1, round(share * whole))
             parts[part] += [(file, label) for file in files[:count]]
             files = files[count:]
         if not files:
