@@ -14,7 +14,9 @@ from pathlib import Path
 import ipywidgets
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from helpers.evaluation import Accuracy
 from helpers.files import keep
 from helpers.plotting import BLUE, GRAY, ORANGE, bars, panels
 from helpers.types import Positive, Share, checked, path, table
@@ -62,7 +64,10 @@ def verdict(table: Files, budget: Positive, tolerance: Share = 0.01) -> str:
 
 @checked
 def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Figure:
-    """Draw every file's size and accuracy: what does not fit ``budget`` (MB) is gray, what ships orange."""
+    """Draw every file's size, and its accuracy with its 95% interval.
+
+    What does not fit ``budget`` (MB) is gray, what fits blue, what ships orange.
+    """
     ships = choose(table, budget, tolerance)
     name = "nothing" if ships is None else ships["network"]
     colors = [
@@ -70,16 +75,22 @@ def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Fi
         for row in table.itertuples()
     ]
     figure, (left, right) = panels(
-        (9.6, 1.3 + 0.34 * len(table)),
+        (9.6, 1.6 + 0.34 * len(table)),
         {"title": f"within {budget:g} MB: ship {name}", "xlabel": "file (MB)", "xscale": "log"},
-        {"title": "pictures right", "xlabel": "accuracy (%)"},
+        {"title": "pictures right, with 95% interval", "xlabel": "accuracy (%)"},
         sharey=True,
     )
     bars(left, table["network"], table["bytes"] / 1e6, colors, " {:.2f}")
-    bars(right, table["network"], 100 * table["correct"] / table["total"], colors, " {:.1f}")
+    bars(right, table["network"], 100 * table["correct"] / table["total"], colors)
+    right.bar_label(right.containers[0], fmt="{:.1f}", label_type="center", fontsize=8, color="white")
+    ends = [Accuracy(int(row.correct), int(row.total)).interval for row in table.itertuples()]
+    right.hlines(range(len(ends)), *(100 * pd.DataFrame(ends)).T.to_numpy(), color="black")
     left.axvline(budget, color="black", linestyle="--")
     left.set_xlim(table["bytes"].min() / 3e6, 4 * table["bytes"].max() / 1e6)
-    right.set_xlim(0, 115)
+    right.set_xlim(0, 100)
+    kinds = {"does not fit": GRAY, "fits": BLUE, "ships": ORANGE}
+    key = [Patch(color=color, label=label) for label, color in kinds.items()]
+    figure.legend(handles=key, loc="outside lower center", ncols=len(key))
     return figure
 
 
@@ -91,7 +102,7 @@ def budget_slider(table: Files, start: Positive = 1.0, tolerance: Share = 0.01) 
     high = min((step for step in STEPS if step >= most), default=most)
     steps = sorted({low, *(step for step in STEPS if low < step < high), high, start})
     options = [(f"{step:g} MB", step) for step in steps]
-    look = {"description": "budget", "layout": {"width": "28em"}}
+    look = {"description": "at most", "layout": {"width": "28em"}}
     slider = ipywidgets.SelectionSlider(options=options, value=start, **look)
     return figure_sliders({"value": slider}, lambda value: budget_figure(table, value, tolerance))
 

@@ -12,6 +12,7 @@ from PIL import Image
 mpl.use("Agg")
 
 from helpers import report
+from helpers.evaluation import Accuracy
 
 FILES = pd.DataFrame(
     {
@@ -64,6 +65,10 @@ def test_the_figure_marks_what_fits_and_what_ships(budget, colors):
     names = {tuple(mpl.colors.to_rgb(color)): letter for color, letter in known.items()}
     assert "".join(names[color] for color in drawn) == colors
     assert sizes.get_title().endswith("nothing" if budget == 0.1 else "half")
+    ((low, _), (high, _)) = right.collections[0].get_segments()[0]
+    assert (low, high) == pytest.approx([100 * end for end in Accuracy(195, 200).interval])
+    (key,) = sizes.figure.legends
+    assert [text.get_text() for text in key.get_texts()] == ["does not fit", "fits", "ships"]
 
 
 def test_the_slider_goes_from_nothing_fits_to_everything_does():
@@ -75,7 +80,7 @@ def test_the_slider_goes_from_nothing_fits_to_everything_does():
     before = bytes(picture.value)
     slider.value = 0.2
     assert bytes(picture.value) != before
-    assert words.value == "figure: budget 0.2 MB"
+    assert words.value == "figure: at most 0.2 MB"
     slider.value = 3
     assert bytes(picture.value) == before
 
