@@ -33,7 +33,7 @@ SLIDERS = {
     "03_low_rank": "energy",
     "04_combined": "bits",
     "06_case_studies": "inferences a day",
-    "07_your_own_network": "budget",
+    "07_your_own_network": "at most",
 }
 
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell => cell.model.type === 'code' ?
