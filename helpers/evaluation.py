@@ -115,12 +115,12 @@ def recalibrate(
     """
     fresh, kind = widen(copy.deepcopy(model)), nn.modules.batchnorm._BatchNorm
     norms = [layer for layer in fresh.modules() if isinstance(layer, kind) and layer.running_mean is not None]
-    if norms and len(split) < 2:
+    if not norms:
+        return narrow(fresh, model)
+    if len(split) < 2:
         raise ValueError(f"split must hold at least two pictures, got {len(split)}: one has no variance")
     momenta, like = [norm.momentum for norm in norms], _like(fresh)
     used = len(split) // batch_size * batch_size or len(split)
-    if not norms:
-        return narrow(fresh, model)
     pictures = split.take(slice(0, used)).to(like.device)
     with evaluating(fresh), autocast(like.device, precision):
         for norm in norms:
