@@ -163,25 +163,26 @@ def sensitivity(
     every = list(prunable(model))
     layers = [name for name in every if unit == "weight" or name != _classifier(model)]
     _known("only", only or (), layers)
-    whole = measure(model, split, calibration, precision=precision)
-    rows = []
+    whole, rows = measure(model, split, calibration, precision=precision), []
+
+    def pruned(name: str, ratio: float) -> nn.Module:
+        if unit == "channel":
+            return prune_channels(model, split.images[:1].float(), {name: ratio}, round_to=1)
+        thinner = copy.deepcopy(model)
+        prune_once(thinner, ratio, skip=[other for other in every if other != name])
+        return thinner
+
     for name in layers if only is None else only:
         own = [{"layer": name, "ratio": 0.0} | whole]
-        for ratio in ratios:
-            if unit == "channel":
-                try:
-                    thinner = prune_channels(model, split.images[:1].float(), {name: ratio}, round_to=1)
-                except _StayError:
-                    if only is not None:
-                        raise
-                    own = []
-                    break
-            else:
-                thinner = copy.deepcopy(model)
-                prune_once(thinner, ratio, skip=[other for other in every if other != name])
-            found = measure(thinner, split, calibration, precision=precision)
-            own.append({"layer": name, "ratio": ratio} | found)
-        rows += own
+        try:
+            for ratio in ratios:
+                found = measure(pruned(name, ratio), split, calibration, precision=precision)
+                own.append({"layer": name, "ratio": ratio} | found)
+        except _StayError:
+            if only is not None:
+                raise
+        else:
+            rows += own
     return pd.DataFrame(rows)
 
 
