@@ -66,10 +66,8 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
                 answers, measured = expected, _torch(model, path, reference, split, bench)
             else:
                 files[form] = _write(form, model, Path(folder), files, data, split, bench)
-                answers, measured = (
-                    _answers(files[form], split),
-                    _file(files[form], reference, row, split, bench),
-                )
+                answers = _answers(files[form], split)
+                measured = _file(files[form], reference, row["reference"], split, bench)
             measured |= {"format": form, "correct": int((answers == split.labels).sum())}
             measured["agreeing"] = float((answers == expected).float().mean())
             rows.append(row | measured)
@@ -86,12 +84,12 @@ def _torch(model: nn.Module, path: Path, reference: nn.Module, split: Split, ben
     return sizes | _latencies(runs, bench)
 
 
-def _file(path: Path, reference: nn.Module, row: dict, split: Split, bench: Bench) -> dict:
+def _file(path: Path, reference: nn.Module, mark: str, split: Split, bench: Bench) -> dict:
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
     found = {"bytes": sum(each.stat().st_size for each in files), "zip_bytes": export.zipped_bytes(path)}
     found["memory_mb"], runs = "", {}
     if path.suffix in (".onnx", ".tflite", ".pte"):  # what runs on this machine
-        beside = _reference_onnx(reference, row["reference"], split, bench)
+        beside = _reference_onnx(reference, mark, split, bench)
         runs = {who: _session(each, split) for who, each in (("own", path), ("reference", beside))}
     if runs and not bench.trial:
         memory = export.peak_memory(path)

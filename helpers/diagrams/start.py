@@ -88,7 +88,7 @@ def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
 
 
 def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
-    """Draw two arms seed by seed: left the accuracies, a line per seed, right its difference.
+    """Draw two arms seed by seed: left the accuracies, a line per seed, right the differences.
 
     Args:
         table: a row per seed, two columns, in percent.
