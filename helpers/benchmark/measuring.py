@@ -59,7 +59,8 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
     row["nonzeros"] = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
     row["macs"] = profiling.count_macs(model, (1, *split.images.shape[1:]))
     reference = opened(recipe.reference, path if own_reference else bench.file(recipe.reference))
-    expected, rows, files = predict(model, split).argmax(1), [], {}
+    expected, rows, files = predict(model.to(results.state().device), split).argmax(1), [], {}
+    model.cpu()
     with tempfile.TemporaryDirectory() as folder:
         for form in bench.formats(recipe):
             if form == "torch":

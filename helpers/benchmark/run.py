@@ -59,7 +59,8 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
         model = fresh(recipe.start, len(data.classes), 0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
     model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench)))
-    known = known | {"pictures": len(prepared.train), "seconds": 0}
+    known = known | {"pictures": len(prepared.train), "seconds": 0, "trained_on": results.devices()}
+    model.to(results.state().device)
     if results.state().is_main_process:
         held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
         found = measure(model, held_out, few, precision="auto")
@@ -69,7 +70,7 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
         history = train(model, recipe, prepared, (known["network"], seed), bench)
         known["seconds"] = round(history["seconds"].sum())
     if results.state().is_main_process:
-        known["made"] = fingerprint(keep(recipe.finish(model), path, history))
+        known["made"] = fingerprint(keep(recipe.finish(model.cpu()), path, history))
     return known, prepared
 
 
@@ -105,7 +106,7 @@ def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
         return rows[(rows["weights"] == weights) & (rows["unit"] == unit)]
 
     if found().empty:
-        data, model = load_data(bench.data), opened(name, bench.file(name))
+        data, model = load_data(bench.data), opened(name, bench.file(name)).to(results.state().device)
         held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 500))
         table = pruning.sensitivity(
             model, held_out, RATIOS[unit], unit=unit, calibration=few, precision="auto"
@@ -139,6 +140,7 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
         "as_is",
         "recalibrated",
         "seconds",
+        "trained_on",
     )
     row = {key: "" if pd.isna(own.iloc[-1][key]) else own.iloc[-1][key] for key in kept}
     recipe = NETWORKS[name]
