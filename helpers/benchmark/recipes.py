@@ -41,7 +41,7 @@ def after(lr: float, **settings: object) -> Recipe:
 def learner(start: str, **settings: object) -> Recipe:
     """Return the recipe of a small network of its own shape, three seeds of it."""
     change = {"change": whitened} if start.startswith("fast_convnet") else {}
-    given = {"epochs": 12, "gpu": 40, "seeds": (0, 1, 2), "fit": QUICK, **OWN, **change}
+    given = {"epochs": 12, "gpu": 30, "seeds": (0, 1, 2), "fit": QUICK, **OWN, **change}
     return Recipe(start=start, **{**given, **settings})
 
 
@@ -51,8 +51,8 @@ TEACHER = {
     "teacher": Recipe(
         start="vgg19",
         epochs=16,
-        gpu=120,
-        fit=MUON | {"lr": 0.1, "cutout": 8},
+        gpu=100,
+        fit=MUON | {"lr": 0.15, "batch_size": 1_000, "cutout": 8},
         file="vgg19",
         label="the network they are made from",
         exports=EVERYWHERE,
@@ -77,13 +77,13 @@ COMPRESSED = {
         claimed=COMBINED,
     ),
     "channels20": after(
-        0.1, change=by_sensitivity(0.2), gpu=30, epochs=10, label="fewer channels", claimed=PRUNED
+        0.1, change=by_sensitivity(0.2), gpu=20, epochs=10, label="fewer channels", claimed=PRUNED
     ),
     "combined": after(
         0.05,
         start="channels20",
         callbacks=gradual(0.8, end=0.5),
-        gpu=30,
+        gpu=20,
         exports=EVERYWHERE,
         file="vgg19_combined",
         label="combined, smallest",
@@ -103,8 +103,8 @@ COMPRESSED = {
         for part in (95, 99)
     },
     **{f"rank{times}": after(0.03, change=rank(times, times / 1.8)) for times in (12, 24, 5)},
-    "channels65": after(0.1, change=uniform(0.65), gpu=30, epochs=10),
-    "channels65_scratch": after(0.1, start="vgg19", change=uniform(0.65), gpu=30, epochs=10),
+    "channels65": after(0.1, change=uniform(0.65), gpu=20, epochs=10),
+    "channels65_scratch": after(0.1, start="vgg19", change=uniform(0.65), gpu=20, epochs=10),
 }
 HOW = {
     "taught": {"teacher": "teacher"},
@@ -138,7 +138,7 @@ STUDENTS = {
 OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
 RESNET50 = {
     "resnet50_base": Recipe(
-        start="resnet50", epochs=5, gpu=30, fit=MUON | {"lr": 0.1, "cutout": 8}, reference="resnet50_base"
+        start="resnet50", epochs=5, gpu=20, fit=MUON | {"lr": 0.1, "cutout": 8}, reference="resnet50_base"
     ),
     "resnet50_zeros85": after(
         0.05, **OF50, start="resnet50_base", callbacks=gradual(0.85, end=0.5), epochs=2, gpu=10
