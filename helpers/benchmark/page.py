@@ -16,6 +16,11 @@ IMAGENET_VGG19_BYTES = (
     4 * 143_667_240
 )  # torchvision's VGG-19, 4096-wide classifier: what most claims are made against
 MARKS = ("<!-- results: written by helpers.benchmark.page from data/results -->", "<!-- end of results -->")
+BEGINNINGS = {  # what other networks are made from
+    "teacher": "**Teacher** of the lessons, VGG-19",
+    "baseline": "**Next teacher**, VGG-19 by Muon",
+    "resnet50_base": "**ResNet-50** by Muon",
+}
 COLUMNS = {  # of README's tables: column, and how its numbers are written
     "times smaller": "{:.1f}",
     "against 575 MB": "{:.0f}",
@@ -49,10 +54,8 @@ def markdown(folder: Path = PUBLISHED) -> str:
     """Return README's results section, made from the tables alone."""
     rows, speed = latest(folder), read("speed", folder)
     lines = []
-    for _, row in rows[
-        rows["network"].isin(["teacher", "resnet50_teacher"]) & (rows["format"] == "torch")
-    ].iterrows():
-        who = "**Teacher**, VGG-19" if row["network"] == "teacher" else "**Begun**, ResNet-50"
+    for _, row in rows[rows["network"].isin(BEGINNINGS) & (rows["format"] == "torch")].iterrows():
+        who = BEGINNINGS[row["network"]]
         lines.append(
             f"- {who}, last trained for {row['epochs']} epochs on {row['device']}: "
             f"{accuracy(row)} of the test split."

@@ -2,7 +2,7 @@
 
 To add an experiment, add an entry to ``NETWORKS``. ``helpers.benchmark.run`` runs any of them, and every
 published number is a row it wrote. A recipe whose settings change gets a new name, so that rows and recipes
-always belong together. What is worth most stands first: a sweep takes them in this order.
+always belong together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from helpers.benchmark.changes import (
     by_sensitivity,
     gradual,
     held_out,
+    least_sure,
     rank,
     ranks_of_weights,
     rounded,
@@ -26,152 +27,156 @@ from helpers.benchmark.recipe import DEPLOYED, EVERYWHERE, NETWORKS, TORCH, Reci
 
 # -- how networks are trained -----------------------------------------------------------------------------
 
-MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
-QUICK = MUON | {"lr": 0.2}
-OWN = {"exports": TORCH}  # measured in PyTorch alone
-PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
+FIRST = {"batch_size": 128, "lr": 0.1, "schedule": "one_cycle", "warmup": 0.2}
+AGAIN = FIRST | {"lr": 0.05, "warmup": 0.1}  # a warm restart (Loshchilov and Hutter 2017)
+STUDENT = {"batch_size": 128, "lr": 0.1}
+PATIENT = STUDENT | {"warmup": 0.05}
 
 
-def after(lr: float, **settings: object) -> Recipe:
-    """Return the recipe of a network that is made from the teacher, taught by it, and compared with it."""
-    given = {"start": "teacher", "teacher": "teacher", "epochs": 4, "gpu": 15}
-    return Recipe(**{**given, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
+def further(lr: float) -> dict[str, object]:
+    """Return how a network that has been trained is trained on."""
+    return {"batch_size": 128, "lr": lr, "warmup": 0.05}
 
 
-def learner(start: str, **settings: object) -> Recipe:
-    """Return the recipe of a small network of its own shape, three seeds of it."""
-    change = {"change": whitened} if start.startswith("fast_convnet") else {}
-    given = {"epochs": 12, "gpu": 30, "seeds": (0, 1, 2), "fit": QUICK, **OWN, **change}
-    return Recipe(start=start, **{**given, **settings})
+def after(lr: float, epochs: int, **settings: object) -> Recipe:
+    """Return the recipe of a network that is made from the teacher and trained on."""
+    return Recipe(**{"start": "teacher2", "epochs": epochs, "fit": further(lr), **settings})
 
 
 # -- the networks -----------------------------------------------------------------------------------------
 
-TEACHER = {
-    "teacher": Recipe(
-        start="vgg19",
-        epochs=16,
-        gpu=100,
-        fit=MUON | {"lr": 0.15, "batch_size": 1_000, "cutout": 8},
-        file="vgg19",
+OWN, ONNX = {"exports": TORCH}, {"exports": DEPLOYED[1:]}  # in PyTorch alone; in ONNX Runtime alone
+TAUGHT = {"teacher": "teacher2"}  # by what they are made from
+PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
+
+TEACHERS = {
+    "teacher1": Recipe(start="vgg19", epochs=15, fit=FIRST, reference="teacher1", **OWN),
+    "teacher2": after(
+        0.05,
+        22,
+        start="teacher1",
+        fit=AGAIN,
+        seeds=(1,),
+        prepare=least_sure(24 / 45, 8 / 45),
         label="the network they are made from",
         exports=EVERYWHERE,
+    ),
+    "teacher": after(
+        0.05,
+        28,
+        fit={**AGAIN, "cutout": 8, "compile": True},
+        seeds=(2,),
+        reference="teacher",
+        file="vgg19",
+        **OWN,
+    ),
+}
+STUDENTS = {
+    "tiny45": Recipe(start="tiny_convnet", teacher="rank6", epochs=45, fit=PATIENT, **ONNX),
+    "tiny": Recipe(
+        start="tiny45",
+        teacher="rank6",
+        epochs=30,
+        fit=further(0.05),
+        **ONNX,
+        label="distilled TinyConvNet",
+        claimed=(20, 1.4, 8.1),
+    ),
+    "micro": Recipe(
+        start="micro_convnet",
+        teacher="rank6",
+        epochs=45,
+        fit=PATIENT,
+        **ONNX,
+        file="vgg19_micro_convnet",
+        label="distilled MicroConvNet",
+    ),
+    "micro_alone": Recipe(start="micro_convnet", epochs=45, fit=PATIENT, **ONNX),
+}
+PAIRS = {"epochs": 12, "seeds": (0, 1, 2), **OWN}
+SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0, 1, 2), **OWN}
+ARMS = {
+    "micro12_alone": Recipe(start="micro_convnet", fit=STUDENT, **PAIRS),
+    "micro12_smoothed": Recipe(start="micro_convnet", fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
+    "micro12_taught": Recipe(start="micro_convnet", fit=STUDENT, teacher="rank6", **PAIRS),
+    "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
+    "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher1", **SHORT),
+}
+GRID = {
+    f"grid_t{temperature}_a{alpha}": Recipe(
+        start="tiny_convnet",
+        teacher="teacher1",
+        temperature=temperature,
+        alpha=alpha,
+        **{**SHORT, "epochs": 3, "pictures": 2_000, "seeds": (0,)},
+        split="validation",
     )
+    for temperature in (1, 4, 16)
+    for alpha in (0.1, 0.5, 0.9)
 }
 COMPRESSED = {
-    "zeros95": after(
-        0.05,
+    "dense": after(0.01, 3, **TAUGHT, **OWN),
+    "pruned95_short": after(0.01, 1, callbacks=gradual(0.95), **OWN),
+    "pruned90": after(
+        0.01,
+        3,
+        **TAUGHT,
+        callbacks=gradual(0.9, end=0.5),
+        **OWN,
+        label="pruned, 90% zeros",
+        shown=TORCH,
+        claimed=PRUNED,
+    ),
+    "pruned95": after(
+        0.01,
+        3,
+        **TAUGHT,
         callbacks=gradual(0.95, end=0.5),
-        file="vgg19_zeros95",
+        file="vgg19_pruned95",
         label="pruned, 95% zeros",
         shown=("torch", "onnx int8"),
         claimed=PRUNED,
     ),
-    "rank7": after(0.03, change=rank(7, 4), file="vgg19_rank7", label="low rank", claimed=LOW_RANK),
+    "pruned98": after(
+        0.01,
+        3,
+        **TAUGHT,
+        callbacks=gradual(0.98, end=0.5),
+        **OWN,
+        label="pruned, 98% zeros",
+        shown=TORCH,
+        claimed=PRUNED,
+    ),
+    "pruned95_at_once": after(0.01, 3, **TAUGHT, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
+    "channels20": after(0.05, 10, change=by_sensitivity(0.2), label="fewer channels"),
+    "rank5": after(0.02, 3, change=rank(5), **OWN),
+    "rank5.5": after(0.005, 4, **TAUGHT, change=rank(5.5, 3.1), **OWN),
+    "rank6_short": after(0.005, 2, **TAUGHT, change=rank(6, 3.3), **OWN),
+    "rank6": after(
+        0.005, 4, **TAUGHT, change=rank(6, 3.3), file="vgg19_rank6", label="low rank", claimed=LOW_RANK
+    ),
     "lossless": after(
-        0.03,
-        start="rank7",
-        callbacks=gradual(0.6, end=0.5),
+        0.005,
+        4,
+        start="rank6",
+        **TAUGHT,
+        callbacks=gradual(0.6),
+        **ONNX,
         file="vgg19_lossless",
         label="combined, nearly lossless",
         claimed=COMBINED,
     ),
-    "channels20": after(
-        0.1, change=by_sensitivity(0.2), gpu=20, epochs=10, label="fewer channels", claimed=PRUNED
-    ),
+    "combined75": after(0.02, 6, start="channels20", **TAUGHT, callbacks=gradual(0.75), **ONNX),
     "combined": after(
-        0.05,
-        start="channels20",
-        callbacks=gradual(0.8, end=0.5),
-        gpu=20,
-        exports=EVERYWHERE,
+        0.005,
+        2,
+        start="combined75",
+        **TAUGHT,
+        callbacks=gradual(0.8),
+        exports=EVERYWHERE[1:],
         file="vgg19_combined",
         label="combined, smallest",
         claimed=COMBINED,
-    ),
-    "control": after(0.05, **OWN),
-    **{
-        f"zeros{part}": after(
-            0.05, callbacks=gradual(part / 100, end=0.5), label=f"pruned, {part}% zeros", shown=TORCH, **OWN
-        )
-        for part in (99, 98, 90)
-    },
-    **{
-        f"zeros{part}_at_once": after(
-            0.05, change=at_once(part / 100), callbacks=gradual(part / 100), **OWN
-        )
-        for part in (95, 99)
-    },
-    **{f"rank{times}": after(0.03, change=rank(times, times / 1.8)) for times in (12, 24, 5)},
-    "channels65": after(0.1, change=uniform(0.65), gpu=20, epochs=10),
-    "channels65_scratch": after(0.1, start="vgg19", change=uniform(0.65), gpu=20, epochs=10),
-}
-HOW = {
-    "taught": {"teacher": "teacher"},
-    "alone": {},
-    "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}},
-    "shuffled": {"teacher": "teacher", "told": Shuffled},
-}
-SHAPES = {"micro": "micro_convnet", "tiny": "tiny_convnet", "fast": "fast_convnet"}
-SHIPPED = {
-    "micro_taught": {"file": "vgg19_micro_convnet", "label": "distilled MicroConvNet", "exports": DEPLOYED},
-    "tiny_taught": {
-        "file": "vgg19_tiny_convnet",
-        "label": "distilled TinyConvNet",
-        "claimed": (20, 1.4, 8.1),
-        "exports": DEPLOYED,
-    },
-    "fast_taught": {"label": "distilled FastConvNet", "exports": DEPLOYED},
-}
-STUDENTS = {
-    **{
-        f"{short}_{arm}": learner(start, **how, **SHIPPED.get(f"{short}_{arm}", {}))
-        for arm, how in HOW.items()
-        for short, start in SHAPES.items()
-    },
-    **{
-        f"fast_{size}_{arm}": learner(f"fast_convnet_{size}", **HOW[arm], seeds=(0,), exports=DEPLOYED)
-        for size in ("2m", "1m")
-        for arm in ("alone", "taught")
-    },
-}
-OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
-RESNET50 = {
-    "resnet50_base": Recipe(
-        start="resnet50", epochs=5, gpu=20, fit=MUON | {"lr": 0.1, "cutout": 8}, reference="resnet50_base"
-    ),
-    "resnet50_zeros85": after(
-        0.05, **OF50, start="resnet50_base", callbacks=gradual(0.85, end=0.5), epochs=2, gpu=10
-    ),
-    "resnet50_student": learner("tiny_convnet", **OF50, seeds=(0,), exports=DEPLOYED),
-}
-
-AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), "exports": DEPLOYED}
-
-
-def at64(start: str, **settings: object) -> Recipe:
-    """Return the recipe of a network made from one of torchvision's at 64 x 64 pixels, and taught by it."""
-    given = AT64 | {"epochs": 3, "gpu": 10, "teacher": start, "reference": start}
-    return Recipe(start=start, **given | {"fit": AT64["fit"] | {"lr": 0.05}} | settings)
-
-
-OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goes about it
-    "resnet18": Recipe(start="torchvision/resnet18", epochs=5, gpu=20, reference="resnet18", **AT64),
-    "resnet18_longer": at64("resnet18", **OWN),
-    "resnet18_channels": at64("resnet18", change=uniform(0.5)),
-    "resnet18_rank4": at64("resnet18", change=rank(4)),
-    "mobilenet": Recipe(
-        start="torchvision/mobilenet_v3_small", epochs=6, gpu=20, reference="mobilenet", **AT64
-    ),
-    "mobilenet_longer": at64("mobilenet", **OWN),
-    "mobilenet_channels": at64("mobilenet", change=uniform(0.25)),
-    "mobilenet_taught": Recipe(
-        start="torchvision/mobilenet_v3_small",
-        teacher="resnet18",
-        epochs=6,
-        gpu=20,
-        reference="resnet18",
-        **AT64,
     ),
 }
 
@@ -183,31 +188,127 @@ WAYS = {  # how ranks and factors are chosen, for the curve of lesson 03
 }
 CURVE = {
     f"curve_{way}_{times:g}": Recipe(
-        start="teacher", change=change(times), prepare=held_out(1_000), split="validation", **OWN
+        start="teacher",
+        change=change(times),
+        prepare=held_out(1_000),
+        split="validation",
+        reference="teacher",
+        **OWN,
     )
     for way, change in WAYS.items()
     for times in (2, 4, 7)
 }
 
-ONCE = {"epochs": 1, "gpu": 5, "pictures": 12_800}
+BRIEF = {**TAUGHT, "pictures": 12_800}
 ORDERS = {  # the same three steps in another order; the last rounding is the export's
-    "order_factorize": after(0.03, change=rank(4), **ONCE, **OWN),
-    "order_factorize_prune": after(0.03, start="order_factorize", callbacks=gradual(0.6), **ONCE),
-    "order_prune": after(0.03, callbacks=gradual(0.6), **ONCE, **OWN),
-    "order_prune_factorize": after(0.03, start="order_prune", change=rank(4), **ONCE),
-    "order_round_factorize": after(0.03, change=then(rounded(8), rank(4)), **ONCE, **OWN),
+    "order_factorize": after(0.005, 1, change=rank(4), **BRIEF, **OWN),
+    "order_factorize_prune": after(
+        0.005, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
+    ),
+    "order_prune": after(0.005, 1, callbacks=gradual(0.6), **BRIEF, **OWN),
+    "order_prune_factorize": after(0.005, 1, start="order_prune", change=rank(4), **BRIEF, **ONNX),
+    "order_round_factorize": after(0.005, 1, change=then(rounded(8), rank(4)), **BRIEF, **OWN),
     "order_round_factorize_prune": after(
-        0.03, start="order_round_factorize", callbacks=gradual(0.6), **ONCE
+        0.005, 1, start="order_round_factorize", callbacks=gradual(0.6), **BRIEF, **ONNX
     ),
 }
+BRIEFER = {**TAUGHT, "pictures": 6_400, **ONNX}
 PEERS = {  # our methods and those of well-known libraries, from the same network, trained on alike
-    "zeros_torch": after(0.03, change=peers.torch_prune(0.9), finish=peers.settled, **ONCE),
-    "zeros_ours": after(0.03, callbacks=gradual(0.9), **ONCE),
-    "channels_torch_pruning": after(0.03, change=peers.as_few_macs(by_sensitivity(0.05)), **ONCE),
-    "channels_ours": after(0.03, change=by_sensitivity(0.05), **ONCE),
-    "rank_tensorly": after(0.03, change=peers.tucker(4), **ONCE),
-    "rank_ours": after(0.03, change=rank(4, count="parameters"), **ONCE),
+    "zeros_torch": after(0.005, 1, change=peers.torch_prune(0.9), finish=peers.settled, **BRIEFER),
+    "zeros_ours": after(0.005, 1, callbacks=gradual(0.9), **BRIEFER),
+    "channels_torch_pruning": after(0.005, 1, change=peers.as_few_macs(by_sensitivity(0.05)), **BRIEFER),
+    "channels_ours": after(0.005, 1, change=by_sensitivity(0.05), **BRIEFER),
+    "rank_tensorly": after(0.005, 1, change=peers.tucker(4), **BRIEFER),
+    "rank_ours": after(0.005, 1, change=rank(4, count="parameters"), **BRIEFER),
 }
 
-GROUPS = (TEACHER, COMPRESSED, STUDENTS, RESNET50, OUTSIDE, CURVE, ORDERS, PEERS)
+MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
+QUICK, FIRST_MUON = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
+
+
+def on(lr: float, **settings: object) -> Recipe:
+    """Return the recipe of a network made from the frozen baseline, taught by it, and compared with it."""
+    given = {"start": "baseline", "teacher": "baseline", "reference": "baseline", "epochs": 4, "gpu": 15}
+    return Recipe(**{**given, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
+
+
+def learner(start: str, **settings: object) -> Recipe:
+    """Return the recipe of a small network of its own shape, three seeds of it."""
+    change = {"change": whitened} if start.startswith("fast_convnet") else {}
+    given = {"reference": "baseline", "epochs": 12, "gpu": 30, "seeds": (0, 1, 2), **change}
+    return Recipe(start=start, **{**given, "fit": QUICK, **settings})
+
+
+HOW = {
+    "taught": {"teacher": "baseline"},
+    "alone": {},
+    "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}},
+    "shuffled": {"teacher": "baseline", "told": Shuffled},
+}
+SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
+OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
+LONGER = {"epochs": 10, "gpu": 20}
+SWEEP = {  # everything on one frozen teacher, what is worth most first; published so far: what a GPU made
+    "baseline": Recipe(
+        start="vgg19",
+        epochs=16,
+        gpu=100,
+        fit=FIRST_MUON | {"lr": 0.15, "batch_size": 1_000},
+        reference="baseline",
+    ),
+    "base_zeros95": on(0.05, callbacks=gradual(0.95, end=0.5)),
+    "base_rank7": on(0.03, change=rank(7, 4)),
+    "base_rank7_zeros60": on(
+        0.03, start="base_rank7", callbacks=gradual(0.6, end=0.5), exports=ONNX["exports"]
+    ),
+    **{f"{start}_{arm}": learner(start, **how) for arm, how in HOW.items() for start in SMALL},
+    "base_control": on(0.05, **OWN),
+    **{f"base_zeros{part}": on(0.05, callbacks=gradual(part / 100, end=0.5)) for part in (90, 98, 99)},
+    **{
+        f"base_at_once{part}": on(0.05, change=at_once(part / 100), callbacks=gradual(part / 100), **OWN)
+        for part in (95, 99)
+    },
+    **{f"base_rank{times}": on(0.03, change=rank(times, times / 1.8)) for times in (5, 12, 24)},
+    "base_channels65": on(0.1, change=uniform(0.65), **LONGER),
+    "base_channels65_scratch": on(0.1, start="vgg19", change=uniform(0.65), **LONGER),
+    "base_channels20": on(0.1, change=by_sensitivity(0.2), **LONGER),
+    "base_channels20_zeros80": on(
+        0.05, start="base_channels20", callbacks=gradual(0.8, end=0.5), epochs=6, gpu=20
+    ),
+    "resnet50_base": Recipe(
+        start="resnet50", epochs=5, gpu=20, fit=FIRST_MUON, reference="resnet50_base", **OWN
+    ),
+    "resnet50_zeros85": on(
+        0.05, **OF50 | {"start": "resnet50_base"}, callbacks=gradual(0.85, end=0.5), epochs=2, gpu=10
+    ),
+    **{
+        f"fast_convnet_{size}_{arm}": learner(f"fast_convnet_{size}", **HOW[arm], seeds=(0,))
+        for size in ("2m", "1m")
+        for arm in ("alone", "taught")
+    },
+    "resnet50_student": learner("tiny_convnet", **OF50, seeds=(0,)),
+}
+
+AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), "exports": DEPLOYED}
+
+
+def at64(start: str, **settings: object) -> Recipe:
+    """Return the recipe of a network made from one of torchvision's at 64 x 64 pixels, and taught by it."""
+    given = AT64 | {"fit": AT64["fit"] | {"lr": 0.05}, "epochs": 3, "gpu": 10}
+    return Recipe(start=start, **given | {"teacher": start, "reference": start} | settings)
+
+
+BEGUN = {"gpu": 20, **AT64}
+OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goes about it
+    "resnet18": Recipe(start="torchvision/resnet18", epochs=5, reference="resnet18", **BEGUN),
+    "resnet18_longer": at64("resnet18", **{"exports": TORCH}),
+    "resnet18_channels": at64("resnet18", change=uniform(0.5)),
+    "resnet18_rank4": at64("resnet18", change=rank(4)),
+    "mobilenet": Recipe(start="torchvision/mobilenet_v3_small", epochs=6, reference="mobilenet", **BEGUN),
+    "mobilenet_channels": at64("mobilenet", change=uniform(0.25)),
+    "mobilenet_taught": Recipe(
+        start="torchvision/mobilenet_v3_small", teacher="resnet18", epochs=6, reference="resnet18", **BEGUN
+    ),
+}
+GROUPS = (TEACHERS, STUDENTS, ARMS, GRID, COMPRESSED, CURVE, ORDERS, PEERS, SWEEP, OUTSIDE)
 NETWORKS.update({name: recipe for group in GROUPS for name, recipe in group.items()})

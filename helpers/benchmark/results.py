@@ -38,7 +38,7 @@ PUBLISHED = HOME / "data" / "results"
 PROVENANCE = ("command", "commit", "device", "threads", "seed", "date", "versions")
 SCHEMA = {
     "networks": (
-        "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds", "trained_on",
+        "network", "format", "data", "start", "teacher", "reference", "epochs", "pictures", "seconds",
         "weights", "parameters", "nonzeros", "macs", "as_is", "recalibrated", "bytes", "zip_bytes",
         "correct", "total", "agreeing", "latency_ms", "latency_low_ms", "latency_high_ms",
         "reference_ms", "memory_mb", *PROVENANCE,
@@ -60,22 +60,17 @@ def state() -> PartialState:
 
 def provenance(seed: int = 0) -> dict[str, object]:
     """Return the columns that every row ends with; ``device`` names the GPU and the CPU that was timed."""
+    device, processor = state().device, describe_device("cpu")
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
         "commit": commit(),
-        "device": devices(),
+        "device": processor if device.type == "cpu" else f"{describe_device(device)}, beside {processor}",
         "threads": torch.get_num_threads(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
     }
-
-
-def devices() -> str:
-    """Name the processor and, before it, the GPU that ``fit`` trains on, if there is one."""
-    device, processor = state().device, describe_device("cpu")
-    return processor if device.type == "cpu" else f"{describe_device(device)}, beside {processor}"
 
 
 def describe_device(device: str | torch.device = "cpu") -> str:

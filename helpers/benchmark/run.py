@@ -59,7 +59,7 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
         model = fresh(recipe.start, len(data.classes), 0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
     model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench)))
-    known = known | {"pictures": len(prepared.train), "seconds": 0, "trained_on": results.devices()}
+    known = known | {"pictures": len(prepared.train), "seconds": 0}
     model.to(results.state().device)
     if results.state().is_main_process:
         held_out, few = prepared.validation.take(slice(0, 1_000)), prepared.train.take(slice(0, 1_000))
@@ -140,7 +140,6 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
         "as_is",
         "recalibrated",
         "seconds",
-        "trained_on",
     )
     row = {key: "" if pd.isna(own.iloc[-1][key]) else own.iloc[-1][key] for key in kept}
     recipe = NETWORKS[name]
