@@ -1,5 +1,6 @@
 """Recipes and the one function that runs them, on digits and narrow networks: what it plans, what it writes, and that nothing runs twice."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from helpers import models, pruning, quantization
+from helpers import channels, models, pruning, quantization
 from helpers.benchmark import changes, peers, results, run
 from helpers.benchmark.__main__ import listed, parser
 from helpers.benchmark.bench import Bench, plan, run_all
@@ -20,6 +21,8 @@ from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import HOME, load_data
 from helpers.evaluation import paired
 from helpers.files import fingerprint
+
+UNCHANGED = Recipe.__dataclass_fields__["change"].default
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,25 @@ class TestRecipes:
         assert torch.equal(told.argmax(1), answers.argmax(1))
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
+
+    @pytest.mark.parametrize(
+        "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]
+    )
+    def test_every_change_can_be_tried_on_a_narrow_network(self, name):
+        recipe, data = NETWORKS[name], load_data("digits", train_limit=256)
+        model = fresh(recipe.start, 10, 0.25)
+        few = data.validation.take(slice(0, 50))
+
+        def scan():
+            table = channels.sensitivity(model, few, (0.5,), unit="channel", calibration=data.train)
+            return table.assign(recalibrated=1.0)  # of an untrained network: every layer may lose half
+
+        changed = recipe.change(copy.deepcopy(model), Lab(data, scan, narrow=True)).eval()
+        old, new = model.state_dict(), changed.state_dict()
+        assert {k: v.shape for k, v in old.items()} != {k: v.shape for k, v in new.items()} or any(
+            not torch.equal(old[key], new[key]) for key in old
+        )
+        assert changed(data.test.images[:2].float()).shape == (2, 10)
 
     def test_larger_pictures_are_interpolated(self):
         data = load_data("digits", train_limit=20)

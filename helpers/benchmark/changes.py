@@ -24,10 +24,12 @@ class Lab:
     Attributes:
         data: the pictures.
         channel_scan: finds, or measures, how sensitive each layer's channels are in the network at the start.
+        narrow: whether the network is a trial's, a quarter as wide: ranks then need not be multiples of 8.
     """
 
     data: Data
     channel_scan: Callable[[], pd.DataFrame]
+    narrow: bool = False
 
 
 Change = Callable[[nn.Module, Lab], nn.Module]
@@ -53,8 +55,10 @@ def rank(times: float, times_macs: float | None = None, **options: object) -> Ch
     """Low rank: ``times`` fewer parameters and ``times_macs`` fewer MACs, chosen by what some pictures do."""
 
     def change(model: nn.Module, lab: Lab) -> nn.Module:
-        settings = {"count": "both", "round_to": 8, "pictures": lab.data.train.take(slice(0, 300))} | options
-        return low_rank.factorize(model, budget=(1 / times, 1 / (times_macs or times)), **settings)
+        few = lab.data.train.take(slice(0, 300))
+        settings = {"count": "both", "round_to": 1 if lab.narrow else 8, "pictures": few} | options
+        both = (1 / times, 1 / (times_macs or times))
+        return low_rank.factorize(model, budget=both if settings["count"] == "both" else both[0], **settings)
 
     return change
 

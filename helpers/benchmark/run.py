@@ -58,7 +58,7 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
     else:
         model = fresh(recipe.start, len(data.classes), 0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
-    model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench)))
+    model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench), bench.trial))
     known = known | {"pictures": len(prepared.train), "seconds": 0}
     model.to(results.state().device)
     if results.state().is_main_process:
