@@ -164,12 +164,12 @@ def sensitivity(
     layers = [name for name in every if unit == "weight" or name != _classifier(model)]
     _known("only", only or (), layers)
     whole, rows = measure(model, split, calibration, precision=precision), []
-    device, exact = next(model.parameters()).device, copy.deepcopy(model).cpu()  # to cut where sums are exact
 
     def pruned(name: str, ratio: float) -> nn.Module:
-        if unit == "channel":
-            return prune_channels(exact, split.images[:1].float(), {name: ratio}, round_to=1).to(device)
         thinner = copy.deepcopy(model)
+        if unit == "channel":  # cut on the CPU: a GPU's sums are too coarse to see that nothing else changed
+            example, device = split.images[:1].float().cpu(), next(model.parameters()).device
+            return prune_channels(thinner.cpu(), example, {name: ratio}, round_to=1).to(device)
         prune_once(thinner, ratio, skip=[other for other in every if other != name])
         return thinner
 

@@ -301,7 +301,7 @@ def at64(start: str, **settings: object) -> Recipe:
 BEGUN = {"gpu": 20, **AT64}
 OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goes about it
     "resnet18": Recipe(start="torchvision/resnet18", epochs=5, reference="resnet18", **BEGUN),
-    "resnet18_longer": at64("resnet18", **{"exports": TORCH}),
+    "resnet18_longer": at64("resnet18", **OWN),
     "resnet18_channels": at64("resnet18", change=uniform(0.5)),
     "resnet18_rank4": at64("resnet18", change=rank(4)),
     "mobilenet": Recipe(start="torchvision/mobilenet_v3_small", epochs=6, reference="mobilenet", **BEGUN),
