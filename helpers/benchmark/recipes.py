@@ -258,8 +258,10 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
     ),
     "base_zeros95": on(0.05, callbacks=gradual(0.95, end=0.5)),
     "base_rank7": on(0.03, change=rank(7, 4)),
-    "base_rank7_zeros60": on(
-        0.03, start="base_rank7", callbacks=gradual(0.6, end=0.5), exports=ONNX["exports"]
+    "base_rank7_zeros60": on(0.01, start="base_rank7", callbacks=gradual(0.6, end=0.5), epochs=5),
+    "base_channels5": on(0.05, change=by_sensitivity(0.05), epochs=8, gpu=20),
+    "base_channels5_zeros75": on(
+        0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), exports=EVERYWHERE
     ),
     **{f"{start}_{arm}": learner(start, **how) for arm, how in HOW.items() for start in SMALL},
     "base_control": on(0.05, **OWN),
