@@ -7,6 +7,8 @@ always belong together.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
     Shuffled,
@@ -232,6 +234,13 @@ def on(lr: float, **settings: object) -> Recipe:
     return Recipe(**{**given, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
 
 
+def on_base(recipe: Recipe) -> Recipe:
+    """Return a recipe of ``ORDERS`` or ``PEERS`` as made from the frozen baseline."""
+    start = "baseline" if recipe.start == "teacher2" else f"base_{recipe.start}"
+    fit = MUON | {"lr": 0.01, "batch_size": 250}
+    return replace(recipe, start=start, teacher="baseline", reference="baseline", fit=fit)
+
+
 def learner(start: str, **settings: object) -> Recipe:
     """Return the recipe of a small network of its own shape, three seeds of it."""
     change = {"change": whitened} if start.startswith("fast_convnet") else {}
@@ -259,7 +268,7 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
     "base_zeros95": on(0.05, callbacks=gradual(0.95, end=0.5)),
     "base_rank7": on(0.03, change=rank(7, 4)),
     "base_rank7_zeros60": on(0.01, start="base_rank7", callbacks=gradual(0.6, end=0.5), epochs=5),
-    "base_channels5": on(0.05, change=by_sensitivity(0.05), epochs=8, gpu=20),
+    "base_channels5": on(0.03, change=by_sensitivity(0.05), epochs=8, gpu=20),
     "base_channels5_zeros75": on(
         0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), exports=EVERYWHERE
     ),
@@ -289,6 +298,8 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
         for arm in ("alone", "taught")
     },
     "resnet50_student": learner("tiny_convnet", **OF50, seeds=(0,)),
+    **{f"base_{name}": replace(way, start="baseline", reference="baseline") for name, way in CURVE.items()},
+    **{f"base_{name}": on_base(recipe) for group in (ORDERS, PEERS) for name, recipe in group.items()},
 }
 
 AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), "exports": DEPLOYED}
