@@ -307,7 +307,7 @@ AT64 = {"fit": MUON | {"lr": 0.1, "batch_size": 250}, "prepare": at_pixels(64), 
 
 def at64(start: str, **settings: object) -> Recipe:
     """Return the recipe of a network made from one of torchvision's at 64 x 64 pixels, and taught by it."""
-    given = AT64 | {"fit": AT64["fit"] | {"lr": 0.05}, "epochs": 3, "gpu": 10}
+    given = AT64 | {"fit": AT64["fit"] | {"lr": 0.02}, "epochs": 3, "gpu": 10}
     return Recipe(start=start, **given | {"teacher": start, "reference": start} | settings)
 
 
@@ -318,6 +318,7 @@ OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goe
     "resnet18_channels": at64("resnet18", change=uniform(0.5)),
     "resnet18_rank4": at64("resnet18", change=rank(4)),
     "mobilenet": Recipe(start="torchvision/mobilenet_v3_small", epochs=6, reference="mobilenet", **BEGUN),
+    "mobilenet_longer": at64("mobilenet", **OWN),
     "mobilenet_channels": at64("mobilenet", change=uniform(0.25)),
     "mobilenet_taught": Recipe(
         start="torchvision/mobilenet_v3_small", teacher="resnet18", epochs=6, reference="resnet18", **BEGUN
