@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.callbacks import Callback, Run
 from helpers.files import CheckpointError, digest, read_safetensors, writable, write_safetensors
-from helpers.types import checked, path
+from helpers.types import NotNegative, checked, path
 
 CheckpointPath = path(".safetensors")
 YOUNGER = {"cutout": 0, "optimizer": "sgd"}  # settings that older files had without saying so
@@ -29,11 +30,13 @@ class Checkpoint(Callback):
     Args:
         file: a .safetensors file. The first of ``fit``'s callbacks must be this one: the others start from
             it.
+        pause: seconds between two files, at least; the last epoch's is always written. A large network on a
+            GPU trains an epoch in about the time that its file takes.
     """
 
     @checked
-    def __init__(self, file: CheckpointPath) -> None:
-        self.file = file
+    def __init__(self, file: CheckpointPath, pause: NotNegative = 0.0) -> None:
+        self.file, self.pause = file, pause
 
     def on_start(self, run: Run) -> None:
         """Take the run to where the file left it.
@@ -50,10 +53,12 @@ class Checkpoint(Callback):
             run.epoch = len(run.history)
             run.step = run.epoch * run.steps // run.arguments["epochs"]
             self._restore(run, tensors)
+        self.written = time.monotonic()
 
     def on_row(self, run: Run) -> None:
-        """Write the file, in one process of several."""
-        if not run.main:
+        """Write the file, in one process of several, unless the one before is younger than ``pause``."""
+        soon = run.epoch < run.arguments["epochs"] and time.monotonic() < self.written + self.pause
+        if not run.main or soon:
             return
         tensors = {f"model/{name}": tensor for name, tensor in run.model.state_dict().items()}
         for index, state in run.optimizer.state_dict()["state"].items():
@@ -65,6 +70,7 @@ class Checkpoint(Callback):
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         record = json.dumps({"settings": self.settings, "history": run.history})
         write_safetensors(self.file, tensors, {"record": record, "sha256": digest(tensors, record)})
+        self.written = time.monotonic()
 
     def _read(self) -> tuple[list[dict], dict[str, Tensor]]:
         metadata, tensors = read_safetensors(self.file)

@@ -82,6 +82,18 @@ def test_the_callback_alone_does_what_the_argument_does(few, tmp_path):
     assert len(json.loads(metadata["record"])["history"]) == 1
 
 
+def test_with_a_pause_only_the_first_file_after_it_and_the_last_are_written(few, tmp_path, monkeypatch):
+    path, clock, written = tmp_path / "run.safetensors", iter(range(0, 1_000, 40)), []
+    monkeypatch.setattr("helpers.checkpoint.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "helpers.checkpoint.write_safetensors",
+        lambda file, tensors, metadata: written.append(len(json.loads(metadata["record"])["history"])),
+    )
+    fit(small(), few, epochs=5, callbacks=[Checkpoint(path, pause=60)], **SHORT)
+    # the clock, 40 s a look: start 0, epoch 1 at 40 (soon), 2 at 80 and written at 120, 3 at 160 (soon), 4 at 200
+    assert written == [2, 4, 5]
+
+
 def test_files_from_before_cutout_and_muon_go_on(few, tmp_path):
     whole, half, path = small(), small(), tmp_path / "run.safetensors"
     fit(whole, few, epochs=2, **SHORT)

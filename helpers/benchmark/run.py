@@ -19,6 +19,7 @@ from helpers.benchmark.bench import SHIPPED, Bench, Job
 from helpers.benchmark.changes import Lab
 from helpers.benchmark.measuring import record
 from helpers.benchmark.recipe import NETWORKS, Recipe, fresh, opened
+from helpers.checkpoint import Checkpoint
 from helpers.data import Data, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
@@ -83,8 +84,9 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
     settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
     settings |= {"batch_size": 32, "compile": False} if bench.trial else {}
-    checkpoint = bench.work / "unfinished" / f"{job[0]}-{job[1]}.safetensors"
-    return fit(model, glance, loss=loss, callbacks=recipe.callbacks(model), checkpoint=checkpoint, **settings)
+    unfinished = bench.work / "unfinished" / f"{job[0]}-{job[1]}.safetensors"
+    kept = Checkpoint(unfinished, pause=0 if bench.trial else 60)
+    return fit(model, glance, loss=loss, callbacks=[kept, *recipe.callbacks(model)], **settings)
 
 
 def keep(model: nn.Module, path: Path, history: pd.DataFrame | None) -> Path:
