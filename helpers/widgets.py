@@ -100,8 +100,8 @@ def sparsity_figure(weight: Weight, table: Sparsities, sparsity: Share) -> Figur
     figure, (left, middle, right) = panels(
         (10.5, 3.3),
         {"title": "weights of the layer", "xlabel": "value", "ylabel": "how many", "xlim": (-limit, limit)},
-        {"title": f"mask ({len(kept)} x {kept.shape[1]} of it): {kept.float().mean():.0%} kept"},
-        {"title": f"{sparsity:.0%} zeros: {row['recalibrated']:.1%}, {row['bytes'] / 1e6:.1f} MB"},
+        {"title": f"mask ({len(kept)} x {kept.shape[1]} of it): {kept.float().mean():.0%} kept, blue"},
+        {"title": f"{sparsity:.0%} zeros: {row['recalibrated']:.1%} ({row['accuracy']:.1%})"},
         fixed=(0.07, 0.16, 0.94, 0.9, 0.28),
         width_ratios=(1, 0.9, 1.1),
     )

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pandas as pd
@@ -13,8 +14,8 @@ import torchvision
 
 from helpers import channels, models, pruning, quantization
 from helpers.benchmark import changes, peers, results, run
-from helpers.benchmark.__main__ import listed, parser
-from helpers.benchmark.bench import Bench, plan, run_all
+from helpers.benchmark.__main__ import listed, main, parser
+from helpers.benchmark.bench import Bench, plan, run_all, run_beside
 from helpers.benchmark.changes import Lab, gradual
 from helpers.benchmark.recipe import fresh, opened
 from helpers.benchmark.recipes import NETWORKS, Recipe
@@ -186,6 +187,38 @@ class TestPlan:
 
         assert run_all(graph, work) == ["a, seed 0: broken"]
         assert sorted(done) == [("a", 0), ("d", 0)]
+
+    def test_side_by_side_the_first_of_the_plan_go_first_and_parents_before_them(self):
+        graph = {
+            ("a", 0): set(),
+            ("b", 0): {("a", 0)},
+            ("c", 0): {("b", 0), ("x", 0)},
+            ("x", 0): set(),
+            ("y", 0): set(),
+            ("z", 0): set(),
+        }
+        begun, ended, both = [], [], threading.Barrier(2, timeout=30)
+
+        def work(job):
+            begun.append(job[0])
+            if job[0] in "ax":  # at the same time, or the barrier breaks
+                both.wait()
+            ended.append(job[0])
+            return "broken" if job[0] == "x" else ""
+
+        assert run_beside(graph, work, 2) == ["x, seed 0: broken"]
+        assert begun[:2] == ["a", "x"]
+        assert begun.index("b") < begun.index("z")  # it became ready later, and is worth more
+        assert set(ended) == {"a", "b", "x", "y", "z"}  # c needs x
+
+    def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
+        asked = "helpers.benchmark micro_convnet_alone --data digits --formats torch --workers 2 --seeds 0 1"
+        monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        rows = results.latest(tmp_path / "results")
+        assert sorted(rows[rows["network"] == "micro_convnet_alone"]["seed"]) == [0, 1]
 
 
 class TestRun:

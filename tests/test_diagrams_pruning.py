@@ -27,7 +27,7 @@ def test_patterns_draw_one_matrix_under_each_mask():
 
 def test_what_breaks_shows_both_accuracies_and_a_line_per_sparsity():
     table = pd.DataFrame({"sparsity": [0, 0.8], "accuracy": [0.9, 0.1], "recalibrated": [0.9, 0.8]})
-    accuracy, spread = diagrams.what_breaks(table, {"50%": [1, 0.5], "80%": [1, 0.1]}).axes
+    spread, accuracy = diagrams.what_breaks(table, {"50%": [1, 0.5], "80%": [1, 0.1]}).axes
     assert [list(line.get_ydata()) for line in accuracy.lines] == [[90, 80], [90, 10]]
     assert [list(line.get_ydata()) for line in spread.lines] == [[1, 0.5], [1, 0.1], [1, 1]]
 

@@ -99,7 +99,8 @@ def test_sparsity_figure_at_its_lowest_middle_and_highest(sparsity, kept):
     )  # every weight but the clipped largest, then the cut
     assert marked(right) == pytest.approx(100 * sparsity)
     shown = SWEEP.loc[SWEEP["sparsity"] == sparsity, "recalibrated"].item()
-    assert f"{sparsity:.0%} zeros: {shown:.1%}" in right.get_title()
+    fallen = SWEEP.loc[SWEEP["sparsity"] == sparsity, "accuracy"].item()
+    assert right.get_title() == f"{sparsity:.0%} zeros: {shown:.1%} ({fallen:.1%})"
     assert list(right.lines[0].get_ydata()) == [90, 85, 70]  # solid
     assert (right.lines[1].get_linestyle(), list(right.lines[1].get_ydata())) == (":", [90, 80, 30])
     assert right.get_ylim() == (0, 100)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from helpers.benchmark import page, results, speed
-from helpers.benchmark.bench import Bench, Job, finished, plan, run_all
+from helpers.benchmark.bench import Bench, Job, finished, plan, run_all, run_beside
 from helpers.benchmark.recipes import NETWORKS, SWEEP
 from helpers.benchmark.run import remeasure, run, scan
 from helpers.data import HOME
@@ -62,6 +63,15 @@ def on_ray(jobs: Sequence[Job], bench: Bench, address: str | None) -> list[str]:
 def _named(command: list[str], job: Job, bench: Bench) -> str:
     sys.argv = command  # rows say which command made them
     return attempt(job, bench)
+
+
+def in_a_process(job: Job, arguments: Sequence[str]) -> str:
+    """Run one job by a command of its own; return the end of what it said if it failed, or an empty text."""
+    name, seed = job
+    command = [sys.executable, "-m", "helpers.benchmark", name, "--seeds", str(seed), *arguments]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    print(done.stdout, end="", flush=True)
+    return "" if done.returncode == 0 else done.stderr.strip()[-500:] or f"ended with {done.returncode}"
 
 
 def listed(names: Sequence[str], bench: Bench) -> str:
@@ -115,6 +125,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one"
     )
+    line.add_argument(
+        "--workers", type=int, default=1, help="runs side by side, each in a process: two or three on a GPU"
+    )
     line.add_argument("--engine", choices=("here", "ray"), default="here")
     line.add_argument("--address", help="of a running Ray cluster; default: one is started here")
     return line
@@ -146,6 +159,12 @@ def main() -> None:
     if chosen.measure:
         jobs = [(name, seed) for name in recipes for seed in chosen.seeds or NETWORKS[name].seeds]
         failed = [f"{job}: {said}" for job in jobs if (said := here(job))]
+    elif chosen.workers > 1:
+        given = [f"--budget={chosen.budget}", f"--data={chosen.data}", f"--device={chosen.device}"]
+        given += [f"--epochs={chosen.epochs}"] if chosen.epochs else []
+        given += [f"--out={out}"] if out else []
+        given += ["--formats", *chosen.formats] if chosen.formats else []
+        failed = run_beside(graph, lambda job: in_a_process(job, given), chosen.workers)
     elif chosen.engine == "ray":
         failed = run_all(graph, lambda jobs: on_ray(jobs, bench, chosen.address))
     else:

@@ -7,6 +7,7 @@ settings than the recipe's, ``out`` is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -164,4 +165,33 @@ def run_all(graph: dict[Job, set[Job]], work: Callable[[Sequence[Job]], list[str
                 failed.append(f"{job[0]}, seed {job[1]}: {said}")
                 lost.add(job)
         sorter.done(*ready)
+    return failed
+
+
+def run_beside(graph: dict[Job, set[Job]], work: Callable[[Job], str], workers: int) -> list[str]:
+    """Run a plan like ``run_all``, up to ``workers`` jobs side by side, the first of the plan first.
+
+    Args:
+        graph: what ``plan`` returned.
+        work: takes a job whose parents are done, in a thread of its own; returns what went wrong, or an
+            empty text.
+        workers: how many.
+    """
+    sorter, failed, lost, waiting, running = TopologicalSorter(graph), [], set(), [], {}
+    order = {job: place for place, job in enumerate(graph)}
+    sorter.prepare()
+    with ThreadPoolExecutor(workers) as pool:
+        while sorter.is_active():
+            waiting = sorted([*waiting, *sorter.get_ready()], key=order.get)
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                left_out = graph[job] & lost
+                running[pool.submit(str if left_out else work, *(() if left_out else (job,)))] = job
+                lost |= {job} if left_out else set()
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                job, said = running.pop(done), done.result()
+                if said:
+                    failed.append(f"{job[0]}, seed {job[1]}: {said}")
+                    lost.add(job)
+                sorter.done(job)
     return failed

@@ -35,31 +35,36 @@ def patterns(weight: Tensor, masks: Mapping[str, Tensor]) -> Figure:
     figure, axes = canvas(len(masks) * step + 0.1, 0.35 * rows + 0.8, scale=0.95)
     for index, (title, mask) in enumerate(masks.items()):
         matrix(axes, weight * mask, (0.3 + index * step, 0.2), title, cell=0.35)
+        for four in range(4, columns, 4):  # neighbours in a row belong together by fours
+            axes.plot([0.3 + index * step + 0.35 * four] * 2, [0.2, 0.2 + 0.35 * rows], color="black")
     return figure
 
 
 def what_breaks(table: pd.DataFrame, spreads: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw accuracy against sparsity, as it is and recalibrated, and each layer's spread by depth.
+    """Draw each layer's spread by depth, and accuracy against sparsity, as it is and recalibrated.
 
     Args:
         table: from ``pruning.sweep``.
         spreads: {name: for each normalisation, the spread that comes in, as a share of the unpruned one's}.
     """
-    left = {"xlabel": "sparsity (%)", "ylabel": "accuracy (%)", "ylim": (0, 100)}
-    right = {"xlabel": "normalisation layer, from the first", "yscale": "log"}
-    right |= {"ylabel": "spread that comes in (unpruned: 1)"}
-    figure, (accuracy, spread) = panels((9.4, 3.6), left, right)
+    left = {"xlabel": "normalisation layer, from the first", "yscale": "log"}
+    left |= {"ylabel": "spread that comes in (unpruned: 1)"}
+    right = {"xlabel": "sparsity (%)", "ylabel": "accuracy (%)", "ylim": (0, 100)}
+    figure, (spread, accuracy) = panels((9.4, 3.6), left, right)
     for column, name, style in (
         ("recalibrated", "recalibrated", "o-"),
-        ("accuracy", "as it falls out", "s--"),
+        ("accuracy", "as it falls out", "o:"),
     ):
-        accuracy.plot(100 * table["sparsity"], 100 * table[column], style, label=name, markersize=4)
+        accuracy.plot(
+            100 * table["sparsity"], 100 * table[column], style, label=name, color=BLUE, markersize=4
+        )
     accuracy.legend(loc="lower left")
     shades = sns.color_palette("viridis_r", len(spreads))
     for color, (name, values) in zip(shades, spreads.items(), strict=True):
         spread.plot(range(1, len(values) + 1), values, "o-", color=color, markersize=3, label=name)
     spread.xaxis.get_major_locator().set_params(integer=True)
     spread.axhline(1, color=GRAY, linestyle="--")
+    spread.set_yticks([1, 0.5, 0.2, 0.1, 0.05], ["1", "0.5", "0.2", "0.1", "0.05"])
     spread.legend()
     return figure
 
