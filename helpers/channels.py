@@ -30,6 +30,7 @@ from helpers.types import (
 
 Scan = table("layer", "ratio", "recalibrated")
 WHY = "since more depends on their channels than the layers behind them"
+WHOLE = "kept all channels, which cannot go one by one or are tied to layers that keep theirs"
 SCORES = {  # the words of this series, and torch-pruning's
     "magnitude": "GroupMagnitudeImportance",
     "batchnorm": "BNScaleImportance",
@@ -60,7 +61,8 @@ def prune_channels(
 
     Args:
         model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
-            channels cannot go one by one: on both sides of a grouped convolution, before group normalisation.
+            channels cannot go one by one: on both sides of a grouped convolution, before group normalisation,
+            with a warning if ``ratio`` names them.
             Others that more depends on than the layers behind them (before a layer normalisation, inside
             attention, where the network's outputs are) are left alone with a warning that names them.
         example: an input it takes, for example 1 x 3 x 32 x 32.
@@ -99,6 +101,9 @@ def prune_channels(
         raise _StayError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
     if alone:
         warnings.warn(f"left alone, {WHY}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
+    followed = {*alone, *(one for together in tied.values() for one in together)}
+    if isinstance(ratio, dict) and (whole := [one for one in ratio if ratio[one] and one not in followed]):
+        warnings.warn(f"{', '.join(whole)}: {WHOLE}", stacklevel=3)
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
         mine.grad = None
         mine.requires_grad_(theirs.requires_grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -234,6 +235,10 @@ class GradualPruner(Callback):
         momenta = {name: state.get("momentum_buffer") for name, state in states.items()}
         _clear({name: momentum for name, momentum in momenta.items() if momentum is not None}, self.masks)
         _clear(self.weights, self.masks)
+        empty = [name for name, mask in self.masks.items() if not mask.any()]
+        if empty and run.step == run.steps:
+            said = 'scope="layer" or a lower sparsity keeps some, skip all of them'
+            warnings.warn(f"no weight is left in {', '.join(empty)}: {said}", stacklevel=2)
 
     def finalize(self) -> nn.Module:
         """Return the pruned model, plain all along, and let go of the masks."""

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -548,3 +549,15 @@ def test_sensitivity_of_named_layers_only(trained):
     for unit, name in (("weight", "features.1"), ("channel", "classifier")):
         with pytest.raises(ValueError, match="only must be one of"):
             channels.sensitivity(model, held_out, (0.9,), unit=unit, only=[name], calibration=calibration)
+
+
+def test_a_layer_asked_for_by_name_that_keeps_its_channels_is_named():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    with pytest.warns(UserWarning, match=r"^0: kept all channels, which cannot go one by one"):
+        smaller = prune_channels(model, torch.zeros(1, 3, 16, 16), {"0": 0.5, "3": 0.5}, round_to=1)
+    assert [len(smaller[index].weight) for index in (0, 3)] == [16, 8]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one share for all names no layer
+        prune_channels(model, torch.zeros(1, 3, 16, 16), 0.5, round_to=1)

@@ -476,3 +476,12 @@ def test_a_weight_given_up_stays_so_under_a_schedule_that_falls():
         pruner.on_step(run)
     assert gone.sum() == 6
     assert torch.equal(~pruner.masks[""], gone)
+
+
+def test_a_layer_that_pruning_empties_is_named(few):
+    torch.manual_seed(0)
+    model = models.build("tiny_convnet", width=0.1)
+    first = next(iter(prunable(model)))
+    prunable(model)[first].data *= 1e-6
+    with pytest.warns(UserWarning, match=rf"no weight is left in .*{first}.*: scope"):
+        fit(model, few, epochs=1, lr=1e-4, progress=False, callbacks=[GradualPruner(lambda progress: 0.9)])
