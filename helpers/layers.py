@@ -10,7 +10,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -38,7 +39,13 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # the constructor's, of la
 }
 KINDS = {kind.__name__: kind for kind in SETTINGS}
 WITHOUT_EFFECT = ("training", "inplace", "device", "recipe")  # on what a network computes
-PARTS = ("layers", "settings", "weights", "shared", "ties")  # of a description
+OF_MODULES = frozenset((*dir(nn.Module), *vars(nn.Module())))  # what every module has
+OF_TOOLS = (  # how private attributes begin that torch, accelerate and transformers hang on anybody's module
+    *("__", "_flat_weight", "_dynamo", "_torchdynamo", "_is_accelerate", "_original_forward", "_old_forward"),
+    *("_hf_", "_is_hf_", "_use_kernels"),
+)
+PARTS = ("layers", "settings", "private", "weights", "shared", "ties")  # of a description
+_TENSORS = re.compile("tensor "), re.compile(r"tensor |\(.*\btensor [0-9a-f]")  # alone; in a private cache
 
 
 def describe(model: nn.Module) -> dict:
@@ -46,8 +53,9 @@ def describe(model: nn.Module) -> dict:
 
     Returns:
         layers: {name: its type and constructor arguments} of those whose shape compression may change;
-        settings: {name: its type and plain public attributes} of all other modules; weights: {name: shape} of
-        theirs; shared: lists of the names of modules that have several; ties: of weights that have several.
+        settings: {name: its type and plain public attributes} of all other modules; private: {name: the
+        private ones} of those that are not torch's; weights: {name: shape} of theirs; shared: lists of the
+        names of modules that have several; ties: of weights that have several.
 
     Raises:
         ValueError: a layer's weight is not a plain parameter, or modules lie where PyTorch does not see them.
@@ -57,11 +65,12 @@ def describe(model: nn.Module) -> dict:
         _refuse_made_weights(name, layer)
     described = layers(model)
     settings = {name: _settings(name, layer) for name, layer in modules if name not in described}
+    seen = {id(layer) for _, layer in modules}
+    private = {name: _private(name, layer, seen) for name, layer in modules if name not in described}
     weights = {name: list(tensor.shape) for name, tensor in _entries(model) if _owner(name) not in described}
     shared = _grouped((name, id(layer)) for name, layer in modules if next(_tensors(layer), None) is not None)
-    return json.loads(
-        json.dumps(dict(zip(PARTS, (described, settings, weights, shared, ties(model)), strict=True)))
-    )
+    parts = described, settings, private, weights, shared, ties(model)
+    return json.loads(json.dumps(dict(zip(PARTS, parts, strict=True))))
 
 
 def layers(model: nn.Module) -> dict[str, dict]:
@@ -91,13 +100,34 @@ def ties(model: nn.Module) -> list[list[str]]:
 
 
 def difference(described: dict, model: nn.Module) -> str:
-    """Say which module of ``model`` is not as ``described``, with both settings; nothing where all are."""
-    mine, own = (about["layers"] | about["settings"] for about in (described, describe(model)))
+    """Say which module of ``model`` is not as ``described``, with both settings; nothing where all are.
+
+    Private attributes count where ``described`` has them: files of earlier versions do not.
+    """
+    counts = "private" in described
+    mine, own = (
+        {name: said | (about["private"].get(name, {}) if counts else {}) for name, said in known.items()}
+        for about in (described, describe(model))
+        for known in (about["layers"] | about["settings"],)
+    )
     for name in mine | own:
         keys = _differing(mine.get(name), own.get(name))
         if keys is not None:
             first, second = (_shown(about.get(name), keys) for about in (mine, own))
             return f"{name or 'the whole'} is {first} and not {second}"
+    return ""
+
+
+def missing(described: dict, model: nn.Module) -> str:
+    """Say which module described lies where ``model`` has none but a plain attribute; nothing where none."""
+    for name, about in (described.get("settings", {}) | described["layers"]).items():
+        parent, (*path, child) = model, name.split(".")
+        for part in path:
+            parent = getattr(parent, "_modules", {}).get(part)
+        if parent is not None and child in vars(parent):
+            value = vars(parent)[child]
+            own = "absent" if value is None else _said(name, value)
+            return f"{name} is {_shown(about, [*about])} and not {own}"
     return ""
 
 
@@ -191,20 +221,40 @@ def _settings(name: str, layer: nn.Module) -> dict[str, str]:
     return {"type": type(layer).__name__, **said}
 
 
-def _said(name: str, value: Any) -> str:
-    if isinstance(value, nn.Module):
+def _private(name: str, layer: nn.Module, seen: set[int]) -> dict[str, str]:
+    # torch's own layers have none that their public attributes do not imply; an empty cache is like None
+    if type(layer).__module__.partition(".")[0] == "torch":
+        return {}
+    plain = {key: value for key, value in vars(layer).items() if key[0] == "_" and key not in OF_MODULES}
+    said = {
+        key: _said(f"{name}.{key}", value, seen)
+        for key, value in plain.items()
+        if value is not None and not key.startswith(OF_TOOLS)
+    }
+    return {key: text for key, text in said.items() if text != "()"}
+
+
+def _said(name: str, value: Any, seen: Collection[int] = ()) -> str:
+    # ``seen``: modules that may be named, as they are described elsewhere
+    if isinstance(value, nn.Module) and id(value) not in seen:
         raise ValueError(
             f"model would not come back: {name.lstrip('.')} holds layers in a plain list or dict. Way out: "
             "nn.ModuleList or nn.ModuleDict"
         )
     if isinstance(value, Tensor):
-        return f"tensor {'' if value.is_meta else digest({'': value.detach().cpu().contiguous()})[-8:]}"
+        if value.is_meta:
+            return "tensor "
+        value, places = value.detach().cpu(), {}
+        if value.layout != torch.strided:
+            value = value.to_sparse_coo().coalesce()
+            value, places = value.values(), {"indices": value.indices()}
+        return f"tensor {digest({'': value.contiguous(), **places})[-8:]}"
     if isinstance(value, functools.partial):
         value = value.func, value.args, value.keywords
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, (list, tuple)):
-        parts = [_said(name, part) for part in value]
+        parts = [_said(name, part, seen) for part in value]
         text = parts[0] if len(parts) > 1 and len({*parts}) == 1 else f"({', '.join(parts)})"
         # (2, 2) says no more than 2; of a long table its digest is enough
         return (
@@ -216,14 +266,15 @@ def _said(name: str, value: Any) -> str:
 
 
 def _differing(mine: dict | None, own: dict | None) -> list[str] | None:
-    # the settings that differ, None where nothing does; a tensor that only one has is what a run left behind
+    # the settings that differ, None where nothing does; a tensor that only one has is what a run left behind,
+    # and so are several in a private cache
     if mine is None or own is None:
-        return []
+        return [*(mine or own)]
     pairs = {key: (mine.get(key), own.get(key)) for key in mine | own}
     keys = [
         key
         for key, (a, b) in pairs.items()
-        if a != b and not (None in (a, b) and str(a or b).startswith("tensor "))
+        if a != b and not (None in (a, b) and _TENSORS[key[0] == "_"].match(str(a or b)))
     ]
     return keys or None
 

@@ -127,7 +127,7 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
         path: the file.
         into: a fresh instance of the network that was saved, where ``build`` does not know it; it stays as it
             is. What the file describes comes back in a copy, compressed shapes and ties included. What it
-            only names (pooling, activation, dropout) must be the same in both.
+            only names (pooling, activation, dropout, other attributes) must be the same in both.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered, not of ``save`` or does not fit ``into``.
@@ -209,12 +209,15 @@ def _follow(recipe: str, into: nn.Module | None = None) -> tuple[nn.Module, dict
     built = json.loads(recipe)
     described = {key: built.pop(key) for key in layers.PARTS if key in built}
     model = _blank(**built) if into is None else copy.deepcopy(_uncompiled(into)).cpu()
-    layers.rebuild(model, described)
+    lost = layers.missing(described, model) if into is not None else ""
+    if not lost:
+        layers.rebuild(model, described)
     if into is not None and built:  # one of build's: it says itself how it must be
         described = layers.describe(_follow(recipe)[0]) | described
-    lost = layers.difference(described, model) if into is not None and "settings" in described else ""
+    if into is not None and "settings" in described:
+        lost = lost or layers.difference(described, model)
     if lost:
-        hint = f"make {type(into).__name__} as it was before it was compressed and saved"
+        hint = f"make a fresh {type(into).__name__} with the same settings as that which was saved"
         raise CheckpointError(
             f"does not fit into {type(into).__name__}: in the file {lost}. Way out: {hint}."
         )

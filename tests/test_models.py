@@ -349,6 +349,76 @@ def test_a_fresh_network_that_computes_something_else_is_refused(fresh, said, tm
         models.load(path, into=other)
 
 
+class Optional(nn.Module):
+    """What it computes hangs on a private attribute, and on a layer that it may do without."""
+
+    def __init__(self, factor=2.0, aux=False):
+        super().__init__()
+        self.head, self._factor, self._cache, self._inner = nn.Linear(12, 4), factor, None, {}
+        self._same = [self.head]
+        self.aux = nn.Sequential(nn.Linear(12, 4), nn.ReLU()) if aux else None
+
+    def forward(self, images):
+        self._inner[images.shape] = self._cache = torch.ones(1)
+        return self.head(images.flatten(1)) * self._factor
+
+
+@pytest.mark.parametrize("factor", [2.0, None, (1, 2), torch.sum, {"a": 1}, torch.eye(2).to_sparse()])
+def test_private_attributes_must_be_the_same(factor, tmp_path):
+    path = models.save(Optional(factor), tmp_path / "net.safetensors")
+    models.load(path, into=Optional(factor))
+    with pytest.raises(
+        CheckpointError, match=r"the whole is Optional\(.*\) and not Optional\(_factor=5\.0\)"
+    ):
+        models.load(path, into=Optional(5.0))
+
+
+def test_private_attributes_that_say_nothing_are_no_difference(tmp_path):
+    """What a run and a tool leave behind; what earlier versions did not write."""
+    net, pictures, path = Optional().eval(), torch.randn(2, 3, 2, 2), tmp_path / "net.safetensors"
+    expected, net._is_accelerate_prepared = net(pictures), True
+    models.save(net, path)
+    assert torch.equal(models.load(path, into=Optional())(pictures), expected)
+    metadata, tensors = models.read_safetensors(path)
+    recipe = json.loads(metadata["recipe"])
+    assert recipe.pop("private")[""]["_factor"] == "2.0"
+    text = json.dumps(recipe)
+    save_file(tensors, path, {**metadata, "recipe": text, "sha256": models.digest(tensors, text)})
+    assert torch.equal(models.load(path, into=Optional())(pictures), expected)
+
+
+def test_a_recurrent_network_of_the_readers_own_comes_back(tmp_path):
+    """torch keeps its weights in a private list as well."""
+
+    class Mine(nn.LSTM):
+        pass
+
+    net, rows = Mine(3, 4).eval(), torch.randn(5, 2, 3)
+    back = models.load(models.save(net, tmp_path / "net.safetensors"), into=Mine(3, 4))
+    assert torch.equal(back(rows)[0], net(rows)[0])
+
+
+def test_a_layer_that_only_one_has_is_named(tmp_path):
+    path, settings = tmp_path / "net.safetensors", r"\(in_features=12, out_features=4, bias=True\)"
+    for saved, fresh, said in (
+        (True, False, r"aux is Sequential\(\) and not absent"),
+        (False, True, rf"aux(\.0)? is absent and not (Sequential\(\)|Linear{settings})"),
+    ):
+        models.save(Optional(aux=saved), path)
+        models.load(path, into=Optional(aux=saved))
+        with pytest.raises(
+            CheckpointError, match=rf"fit into Optional: in the file {said}\. Way .*same settings"
+        ):
+            models.load(path, into=Optional(aux=fresh))
+    net = Optional()
+    net.aux = nn.Linear(12, 4)
+    models.save(net, path)
+    with pytest.raises(
+        CheckpointError, match=rf"in the file aux is Linear{settings} and not absent\. Way out"
+    ):
+        models.load(path, into=Optional())
+
+
 def test_ties_are_those_of_the_file(tmp_path):
     net, path, pictures = small_chosen(), tmp_path / "net.safetensors", torch.randn(2, 3, 12, 16)
     other = Chosen()
