@@ -38,7 +38,7 @@ from helpers.deploy.writing import (
     example,
     shape_of,
     some,
-    some_like,
+    some_pair,
     writing,
 )
 from helpers.types import AnyPath, Share, checked, path
@@ -111,7 +111,8 @@ def quantize_onnx(
     Args:
         source: a file written by ``to_onnx``, or a model, which is written so first.
         path: ending in .onnx.
-        calibration: a few hundred training pictures. Default: 200 of ``load_data("auto")``.
+        calibration: a few hundred training pictures, like those it will see. Default: ``pictures`` if given,
+            else 200 training pictures of ``load_data("auto")``.
         pictures: what to compare with ``source`` on. Default: ``calibration`` if given, else 200 test
             pictures of ``load_data("auto")``.
         agreement: share of ``pictures`` that must keep their class. Default: 0.99.
@@ -121,16 +122,17 @@ def quantize_onnx(
 
     Raises:
         ExportError: fewer of the pictures than ``agreement`` get the class that ``source`` gives them.
+        ValueError: ``calibration`` and ``pictures`` are not of one size.
     """
-    pictures = some(calibration if pictures is None else pictures)
-    calibration = some_like(pictures, calibration)
+    pictures, calibration = some_pair(pictures, calibration)
     share = AGREEMENT if agreement is None else agreement
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(source, nn.Module):
             source = to_onnx(source, Path(folder) / path.name, pictures)
         existing(source, ".onnx", name="source")
         feeds = ({"images": images.contiguous().numpy()} for images, _ in batches(calibration, 50))
-        with writing(path, source, pictures, "onnxruntime", expect=logits, share=share) as (original, part):
+        frame = writing(path, source, pictures, "onnxruntime", expect=logits, share=share, calibrated=True)
+        with frame as (original, part):
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -169,10 +171,11 @@ def to_litert(
     Args:
         model: maps normalised pictures, B x 3 x H x W, to logits.
         path: ending in .tflite.
-        pictures: what to compare on; the file takes their H x W. Default: 200 test pictures of
-            ``load_data("auto")``.
+        pictures: what to compare on; the file takes their H x W. Default: ``calibration`` if given, else 200
+            test pictures of ``load_data("auto")``.
         int8: quantize.
-        calibration: a few hundred training pictures, for ``int8``. Default: 200 of ``load_data("auto")``.
+        calibration: a few hundred training pictures, for ``int8``, like those it will see. Default:
+            ``pictures`` if given, else 200 training pictures of ``load_data("auto")``.
         agreement: share of ``pictures`` that must keep their class in ``int8``. Default: 0.99; the smaller a
             network, the more of them are close calls.
 
@@ -182,13 +185,14 @@ def to_litert(
     Raises:
         ExportError: a logit differs from PyTorch's by more than 0.01, or a class differs; with ``int8``,
             fewer of the pictures than ``agreement`` get PyTorch's class.
+        ValueError: ``calibration`` and ``pictures`` are not of one size, or something for ``int8`` without.
     """
     for name, value in {"calibration": calibration, "agreement": agreement}.items():
         if value is not None and not int8:
             raise ValueError(f"{name} is for int8=True; got it with int8=False")
-    share, pictures = AGREEMENT if agreement is None else agreement, some(pictures)
-    calibration = some_like(pictures, calibration) if int8 else None
-    with writing(path, model, pictures, "litert-torch", share=share if int8 else None) as (frozen, part):
+    pictures, calibration = some_pair(pictures, calibration)
+    share = (AGREEMENT if agreement is None else agreement) if int8 else None
+    with writing(path, model, pictures, "litert-torch", share=share, calibrated=int8) as (frozen, part):
         import litert_torch
         import litert_torch.progress
 

@@ -95,9 +95,25 @@ def test_a_rounded_format_may_lose_as_many_classes_as_is_said(some, tmp_path):
         return logits
 
     _write(tmp_path / "file", untrained(), some, run=run, share=0.94)
-    with pytest.raises(export.ExportError, match=r"94\.6% of 37 pictures.*asked: 95%"):
+    lower = (
+        r"94\.6% of 37 pictures.*asked: 95%\); it was not written\. Way out: agreement= less than 0\.95\.$"
+    )
+    with pytest.raises(export.ExportError, match=lower):
         _write(tmp_path / "other", untrained(), some, run=run, share=0.95)
+    with pytest.raises(
+        export.ExportError, match=r"calibration= pictures like .*, or agreement= less than 0\.95\.$"
+    ):
+        _write(tmp_path / "other", untrained(), some, run=run, share=0.95, calibrated=True)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_refusal_says_how_large_the_answers_are_beside_their_difference(some, tmp_path):
+    largest = predict(untrained(), some).abs().max()
+    with pytest.raises(
+        export.ExportError,
+        match=rf"is 0\.02 where the largest answer is {largest:.3g} \(.*it was not written$",
+    ):
+        _write(tmp_path / "file", untrained(), some, change=_shift(0.02))
 
 
 def test_what_goes_wrong_in_an_exporter_is_said_and_leaves_nothing(some, tmp_path):
@@ -133,6 +149,9 @@ def test_pictures_default_to_those_of_load_data(digits_, monkeypatch):
     writing.default_data.cache_clear()
     assert torch.equal(writing.some(None).images, digits_.test.images[:200])
     assert torch.equal(writing.some(None, "train").images, digits_.train.images[:200])
+    compared, calibration = writing.some_pair(None, None)
+    assert torch.equal(compared.images, digits_.test.images[:200])
+    assert torch.equal(calibration.images, digits_.train.images[:200])
     writing.default_data.cache_clear()
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from helpers import export, models
 from helpers.data import HOME, load_data
-from helpers.deploy import coreml, phone, torchserve
+from helpers.deploy import coreml, phone, torchserve, writing
 from helpers.evaluation import predict
 from tests.small import trained, untrained
 
@@ -362,11 +363,13 @@ def test_on_a_mac_core_mls_own_predictions_are_compared(some, tmp_path, monkeypa
 
 
 def test_an_archive_has_the_classes_and_the_colours_of_the_data(digits_, tmp_path, monkeypatch):
-    monkeypatch.setattr(torchserve, "default_data", lambda: digits_)
-    path = export.to_torchserve(untrained(), tmp_path / "model.mar", digits_.test.take(slice(0, 20)))
+    named = replace(digits_, classes=[f"digit {name}" for name in digits_.classes])
+    for module in (torchserve, writing):
+        monkeypatch.setattr(module, "default_data", lambda: named)
+    path = export.to_torchserve(untrained(), tmp_path / "model.mar")
     with torchserve.unpacked_handler(path) as (handler, _):
         assert handler.settings == {
-            "classes": list(digits_.classes), "mean": list(digits_.mean), "std": list(digits_.std), "size": [32, 32],
+            "classes": list(named.classes), "mean": list(digits_.mean), "std": list(digits_.std), "size": [32, 32],
         }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from helpers import export
 from helpers.data import HOME, Split, load_data
-from helpers.deploy import handler, mil, runtimes, torchserve
+from helpers.deploy import handler, mil, runtimes, torchserve, writing
 from helpers.evaluation import predict
 
 pytest.importorskip("litert_torch", reason="the exporters are not installed: pip install -r requirements.txt")
@@ -73,15 +73,54 @@ def test_the_file_takes_pictures_of_the_size_it_was_compared_on(form, tmp_path):
         assert "1 x 3 x 48 x 64" in set(export.onnx_profile(path, repeats=1, by="node")["input"])
 
 
-@pytest.mark.parametrize(
-    "write", [lambda *given, **named: export.to_litert(*given, int8=True, **named), export.quantize_onnx]
-)
-def test_calibration_is_of_the_same_size(write, tmp_path):
-    path = tmp_path / ("model.onnx" if write is export.quantize_onnx else "model.tflite")
+def litert_int8(*given, **named):
+    return export.to_litert(*given, int8=True, **named)
+
+
+ROUNDED = {"model.onnx": export.quantize_onnx, "model.tflite": litert_int8}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_calibration_and_pictures_stand_in_for_each_other(name, tmp_path, monkeypatch):
+    def load(name):
+        raise AssertionError(f"the series' own pictures are asked for: {name}")
+
+    monkeypatch.setattr(writing, "load_data", load)
+    writing.default_data.cache_clear()
+    files = [tmp_path / given / name for given in ("both", "pictures", "calibration")]
+    ROUNDED[name](fixed(), files[0], pictures=wide(), calibration=wide(), agreement=0)
+    ROUNDED[name](fixed(), files[1], pictures=wide(), agreement=0)
+    ROUNDED[name](fixed(), files[2], calibration=wide(), agreement=0)
+    both, *others = (export.logits(file, wide()) for file in files)
+    assert all(torch.equal(both, other) for other in others)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_refusal_names_the_calibration_pictures_and_the_agreement(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "AGREEMENT", 1.01)  # more than any file can give
+    with pytest.raises(
+        export.ExportError,
+        match=r"Way out: calibration= pictures like those it will see, or agreement= less than 1\.01",
+    ):
+        ROUNDED[name](fixed(), tmp_path / name, pictures=wide().take(slice(0, 3)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pictures_a_network_for_another_size_is_told_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "default_data", lambda: load_data("digits"))
+    with pytest.raises(
+        export.ExportError,
+        match=r"pictures of 3 x 32 x 32 \(.*\)\. Way out: pictures= of the size that it takes",
+    ):
+        export.to_onnx(fixed(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_calibration_is_of_the_same_size(name, tmp_path):
     with pytest.raises(
         ValueError, match="calibration must hold pictures of 3 x 48 x 64, as pictures does, got 3 x 32 x 32"
     ):
-        write(fixed(), path, pictures=wide(), calibration=wide(32, 32))
+        ROUNDED[name](fixed(), tmp_path / name, pictures=wide(), calibration=wide(32, 32))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,11 +188,9 @@ def test_a_network_too_large_for_one_file_is_refused_and_a_large_one_is_one_file
 
 
 def test_whatever_a_converter_puts_beside_its_file_is_refused(tmp_path):
-    from helpers.deploy.writing import writing
-
     with (
         pytest.raises(export.ExportError, match=r"file was not written: executorch .*into a second file"),
-        writing(tmp_path / "file", fixed(), wide(), "executorch") as (_, part),
+        writing.writing(tmp_path / "file", fixed(), wide(), "executorch") as (_, part),
     ):
         part.with_name(f"{part.name}.data").write_text("weights")
     assert list(tmp_path.iterdir()) == []

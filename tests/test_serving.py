@@ -186,11 +186,19 @@ def test_a_body_that_is_not_bytes_and_a_batch_that_is_too_long_are_refused(archi
 
 
 def test_classes_must_be_as_many_as_logits(model, some, tmp_path):
-    with pytest.raises(ValueError, match="classes must name each of the 10 logits, got 2"):
+    with pytest.raises(ValueError, match=r"of the 10 logits, got 2 names\. Way out: classes=data"):
         torchserve.to_torchserve(model, tmp_path / "digits.mar", some, classes=("one", "two"))
     with pytest.raises(TypeError, match="classes must be a collection"):
         torchserve.to_torchserve(model, tmp_path / "digits.mar", some, classes="0123456789")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_without_classes_are_numbered_and_nobody_elses_names_are_taken(some, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchserve, "default_data", lambda: pytest.fail("names of other pictures"))
+    four = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    path = torchserve.to_torchserve(four, tmp_path / "own.mar", some.take(slice(0, 3)))
+    with torchserve.unpacked_handler(path) as (handler, _):
+        assert handler.settings["classes"] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("name", ["my model.mar", "modèle.mar", "-x.mar", "a&b.mar"])

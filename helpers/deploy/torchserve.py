@@ -60,26 +60,32 @@ def to_torchserve(
         path: ending in .mar; the part before is the model's name in URLs.
         pictures: what to compare on; their mean, std and size go into the file. Default: 200 test pictures of
             ``load_data("auto")``.
-        classes: a name for each logit. Default: those of ``load_data("auto")``.
+        classes: a name for each logit: ``classes=data.classes``. Default: without ``pictures`` those of
+            ``load_data("auto")``; with them "0", "1", ..., for pictures do not say what they show.
 
     Returns:
         The path.
 
     Raises:
         ExportError: a class differs from PyTorch's, or a probability by more than 0.0001.
+        ValueError: there are more or fewer ``classes`` than logits.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", path.stem, re.ASCII):
         allowed = "letters, digits, '_', '-' and '.', since the name goes into URLs"
         raise ValueError(f"path must name the file by {allowed}; got {str(path)!r}")
+    if classes is None and pictures is None:
+        classes = default_data().classes
     pictures = some(pictures)
-    classes = default_data().classes if classes is None else classes
 
     def probabilities(model: nn.Module, pictures: Split) -> Tensor:
+        nonlocal classes
         expected = _probabilities(model, pictures)
-        if len(classes) != expected.shape[1]:
-            raise ValueError(
-                f"classes must name each of the {expected.shape[1]} logits, got {len(classes)} names"
-            )
+        count = expected.shape[1]
+        if classes is None:
+            classes = tuple(map(str, range(count)))
+        if len(classes) != count:
+            wrong = f"classes must name each of the {count} logits, got {len(classes)} names"
+            raise ValueError(f"{wrong}. Way out: classes=data.classes, of the data it was trained on.")
         return expected
 
     frame = writing(

@@ -58,13 +58,17 @@ def some(pictures: Split | None, default: str = "test") -> Split:
     return getattr(default_data(), default).take(slice(0, PICTURES)) if pictures is None else pictures
 
 
-def some_like(pictures: Split, calibration: Split | None) -> Split:
-    """Return ``calibration``, by default 200 training pictures, if it is of the shape of ``pictures``."""
-    calibration = some(calibration, "train")
-    if shape_of(calibration) != shape_of(pictures):
-        shapes = (" x ".join(map(str, shape_of(split))) for split in (pictures, calibration))
+def some_pair(pictures: Split | None, calibration: Split | None) -> tuple[Split, Split]:
+    """Return pictures to compare and to calibrate on, of one shape: each stands in for the other if None.
+
+    Without both: 200 test and 200 training pictures of ``load_data("auto")``.
+    """
+    compared = some(calibration if pictures is None else pictures)
+    calibration = some(pictures if calibration is None else calibration, "train")
+    if shape_of(calibration) != shape_of(compared):
+        shapes = (" x ".join(map(str, shape_of(split))) for split in (compared, calibration))
         raise ValueError("calibration must hold pictures of {}, as pictures does, got {}".format(*shapes))
-    return calibration
+    return compared, calibration
 
 
 def shape_of(pictures: Split) -> tuple[int, ...]:
@@ -95,6 +99,7 @@ def writing(
     expect: Callable[[nn.Module | Path, Split], Tensor] = predict,
     share: float | None = None,
     largest: float = TOLERANCE,
+    calibrated: bool = False,
     place: Callable[[Path], AbstractContextManager[Path]] = atomic_path,
 ) -> Iterator[tuple[nn.Module | Path, Path]]:
     """Have the block convert ``source`` into a temporary file, in silence; compare; put the file in place.
@@ -109,6 +114,7 @@ def writing(
         expect: gives the answers of ``source``.
         share: of pictures that must keep their class; None: all, and every answer within ``largest``.
         largest: difference of an answer.
+        calibrated: the caller chooses ``calibration`` pictures, which a refusal then names as a way out.
         place: yields the temporary path.
 
     Yields:
@@ -121,7 +127,8 @@ def writing(
     pictures, refused = some(pictures), f"{path} was not written:"
     if isinstance(source, nn.Module):
         shape = shape_of(pictures)
-        with said(f"{refused} the network does not classify pictures of {' x '.join(map(str, shape))}"):
+        cannot = f"{refused} the network does not classify pictures of {' x '.join(map(str, shape))}"
+        with said(cannot, way_out="pictures= of the size that it takes"):
             source = frozen(source)
             with torch.no_grad():
                 output = source(example(2, shape))
@@ -137,18 +144,19 @@ def writing(
         with said(f"{refused} its runtime does not run what {package} made of this network"):
             given = run(part, pictures) if run else answers(open_session(part, suffix=path.suffix), pictures)
         if given is not None:
-            compare(given, expected, path, share, largest)
+            compare(given, expected, path, share, largest, calibrated)
 
 
 @contextmanager
-def said(text: str) -> Iterator[None]:
+def said(text: str, way_out: str = "") -> Iterator[None]:
     """Make one sentence, which begins with ``text``, of whatever a library raises in the block."""
     try:
         yield
     except (OSError, ImportError, ExportError):  # a full disk says nothing about the network
         raise
     except Exception as error:  # exporters raise whatever they like
-        raise ExportError(f"{text} ({_reason(error)})") from error
+        end = f". Way out: {way_out}." if way_out else ""
+        raise ExportError(f"{text} ({_reason(error)}){end}") from error
 
 
 # The kind of an error, the first sentence it says, and the operation it names further below, if any.
@@ -191,14 +199,19 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
-def compare(given: Tensor, expected: Tensor, path: Path, share: float | None, largest: float) -> None:
+def compare(
+    given: Tensor, expected: Tensor, path: Path, share: float | None, largest: float, calibrated: bool = False
+) -> None:
     """Raise ExportError if too few classes are the same or, with no ``share``, an answer is too far off."""
     same = (given.argmax(1) == expected.argmax(1)).float().mean().item()
     difference = (given - expected).abs().max().item()
     least, most = (1, largest) if share is None else (share, math.inf)
     if not (same >= least and difference <= most):
         asked = f"{least:.0%}" if share is not None else f"100%, within {largest:g}"
+        like = "calibration= pictures like those it will see, or " if calibrated else ""
+        way_out = "" if share is None else f". Way out: {like}agreement= less than {share:g}."
         raise ExportError(
             f"{path} names the same class as before for {same:.1%} of {len(given)} pictures, and the largest "
-            f"difference of an answer is {difference:.3g} (asked: {asked}); it was not written"
+            f"difference of an answer is {difference:.3g} where the largest answer is "
+            f"{expected.abs().max():.3g} (asked: {asked}); it was not written{way_out}"
         )
