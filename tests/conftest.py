@@ -14,6 +14,27 @@ from helpers.data import CIFAR10_FOLDER, HOME, cifar10_root, load_data
 from helpers.files import keep
 
 CIFAR10 = cifar10_root()
+LONGEST = (  # files that take a minute or more, begun first: else one process is left alone with one of them at the end
+    "test_browser.py",
+    "test_export_formats.py",
+    "test_benchmark.py",
+    "test_serving.py",
+    "test_architectures_export.py",
+    "test_kills.py",
+    "test_machines.py",
+    "test_01_distillation.py",
+    "test_02_pruning.py",
+    "test_05_deployment.py",
+    "test_00_start_here.py",
+    "test_04_combined.py",
+    "test_readme.py",
+    "test_bad_arguments.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

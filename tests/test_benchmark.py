@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from torch.utils.benchmark import set_torch_threads
 
 from helpers import channels, models, pruning, quantization
 from helpers.benchmark import changes, peers, results, run
@@ -21,7 +22,7 @@ from helpers.benchmark.recipe import fresh, opened
 from helpers.benchmark.recipes import NETWORKS, Recipe
 from helpers.data import HOME, load_data
 from helpers.evaluation import paired
-from helpers.files import fingerprint
+from helpers.files import digest, fingerprint
 
 UNCHANGED = Recipe.__dataclass_fields__["change"].default
 
@@ -36,6 +37,22 @@ def bench(tmp_path_factory):
     )
     assert failed == []
     return bench
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    """A function that scans the channels of a network, once where several recipes start from the same weights."""
+    tables = {}
+
+    def scan(model, few, calibration):
+        weights = digest(model.state_dict())
+        if weights not in tables:
+            tables[weights] = channels.sensitivity(
+                model, few, (0.5,), unit="channel", calibration=calibration
+            )
+        return tables[weights].assign(recalibrated=1.0)  # of an untrained network: every layer may lose half
+
+    return scan
 
 
 def attempt(job, bench):
@@ -106,14 +123,13 @@ class TestRecipes:
     @pytest.mark.parametrize(
         "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]
     )
-    def test_every_change_can_be_tried_on_a_narrow_network(self, name):
+    def test_every_change_can_be_tried_on_a_narrow_network(self, name, scanned):
         recipe, data = NETWORKS[name], load_data("digits", train_limit=256)
         model = fresh(recipe.start, 10, 0.25)
         few = data.validation.take(slice(0, 50))
 
         def scan():
-            table = channels.sensitivity(model, few, (0.5,), unit="channel", calibration=data.train)
-            return table.assign(recalibrated=1.0)  # of an untrained network: every layer may lose half
+            return scanned(model, few, data.train)
 
         changed = recipe.change(copy.deepcopy(model), Lab(data, scan, narrow=True)).eval()
         old, new = model.state_dict(), changed.state_dict()
@@ -412,9 +428,14 @@ def test_two_processes_write_one_row_and_run_one_job_after_the_other(tmp_path):
 
 def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
-    rows = {}
+    here, rows = Bench(tmp_path / "here", "digits"), {}
+    with set_torch_threads(1):  # as many as Ray gives a job
+        failed = run_all(
+            plan(["micro12_alone"], here, [0, 1]), lambda jobs: [attempt(job, here) for job in jobs]
+        )
+    assert failed == []
+    command(tmp_path / "ray", "micro12_alone", "--seeds", "0", "1", "--engine", "ray")
     for engine in ("here", "ray"):
-        command(tmp_path / engine, "micro12_alone", "--seeds", "0", "1", "--engine", engine)
         rows[engine] = results.latest(tmp_path / engine / "results").sort_values(["network", "seed"])
     same = [
         "network",
@@ -431,16 +452,19 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     assert rows["here"][same].values.tolist() == rows["ray"][same].values.tolist()
 
 
-def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line():
-    for words, said in (
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["pruned97"], "name must be a recipe"),
         (["pruned95", "--epochs", "1"], "out must name a folder"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "helpers.benchmark", *words], cwd=HOME, capture_output=True, text=True
-        )
-        assert done.returncode == 2
-        assert said in done.stderr
+    ],
+)
+def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_readme_names_commands_that_the_parser_takes():

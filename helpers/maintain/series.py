@@ -86,7 +86,7 @@ def test() -> int:
     parts = {
         "ruff check": ["ruff", "check", "helpers", "tests", "notebooks"],
         "ruff format": ["ruff", "format", "--check", "helpers", "tests"],
-        "helpers": [*pytest, "tests"],
+        "helpers": [*pytest, "--no-loadscope-reorder", "tests"],  # tests/conftest.py: the longest first
         "notebooks on digits": [*pytest, "--nbval-lax", "notebooks"],
         "lessons on cifar10": [*pytest, "--nbval-lax", "--ignore=notebooks/solutions", "notebooks"],
     }

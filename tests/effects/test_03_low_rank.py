@@ -9,7 +9,7 @@ import torch
 from helpers import low_rank, models
 from helpers.data import batches, load_data
 from helpers.evaluation import recalibrate
-from helpers.lesson import TEACHER
+from helpers.lesson import TEACHER, Lesson
 from helpers.profiling import count_macs, count_parameters
 from helpers.training import evaluate, fit
 
@@ -30,10 +30,12 @@ def some(data):
 
 @pytest.fixture(scope="module")
 def trained(data):
-    torch.manual_seed(SEED)
-    model = models.build("vgg19", width=0.125)
-    fit(model, data, epochs=20, batch_size=64, seed=SEED, progress=False)
-    return model
+    return Lesson("quick", data).teacher()  # trained on digits once, for all that ask for it
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    return models.load(TEACHER)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +93,8 @@ def test_ranks_and_directions_of_pictures_beat_those_of_the_weights(third, train
     assert ours > theirs + 0.05
 
 
-def test_training_gathers_energy_most_of_all_in_the_late_layer():
-    vgg, shares = models.load(TEACHER), {}
+def test_training_gathers_energy_most_of_all_in_the_late_layer(vgg):
+    shares = {}
     torch.manual_seed(SEED)
     untrained = models.build("vgg19")
     for name in ("features.3", "features.17", "features.43"):
@@ -103,8 +105,7 @@ def test_training_gathers_energy_most_of_all_in_the_late_layer():
     assert shares["features.43", True] < 0.5 * shares["features.43", False]
 
 
-def test_middle_layers_cross_break_even_first():
-    vgg = models.load(TEACHER)
+def test_middle_layers_cross_break_even_first(vgg):
     over = {}
     for name in ("features.14", "features.49"):
         layer = vgg.get_submodule(name)
@@ -113,8 +114,7 @@ def test_middle_layers_cross_break_even_first():
     assert over["features.14"] > 1 > over["features.49"]
 
 
-def test_for_the_same_weights_the_spatial_scheme_keeps_more_energy():
-    vgg = models.load(TEACHER)
+def test_for_the_same_weights_the_spatial_scheme_keeps_more_energy(vgg):
     for name in ("features.3", "features.17"):
         layer, kept = vgg.get_submodule(name), {}
         for scheme in ("channel", "spatial"):

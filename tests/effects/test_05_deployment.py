@@ -1,5 +1,6 @@
 """What lesson 05 shows, on digits: graphs shrink, int8 is smaller and answers alike, a bad calibration does not."""
 
+import functools
 from dataclasses import replace
 
 import pandas as pd
@@ -14,18 +15,24 @@ from helpers.lesson import FAST, Lesson
 from helpers.training import fit
 
 
-@pytest.fixture(scope="module", params=range(3))
-def written(request, tmp_path_factory):
-    """The small network of a seed, trained for four epochs: the data, the network, its ONNX file, a folder."""
+@pytest.fixture(scope="module")
+def write(tmp_path_factory):
+    """A function of a seed: the data, the small network trained for four epochs, its ONNX file, a folder."""
     lesson = Lesson("quick", load_data("digits"))
-    network, folder = lesson.student(request.param), tmp_path_factory.mktemp("files")
-    fit(network, lesson.data, epochs=4, seed=request.param, progress=False, **FAST)
-    return (
-        lesson.data,
-        network.eval(),
-        export.to_onnx(network, folder / "float.onnx", lesson.data.test),
-        folder,
-    )
+
+    @functools.cache
+    def written(seed):
+        network, folder = lesson.student(seed), tmp_path_factory.mktemp("files")
+        fit(network, lesson.data, epochs=4, seed=seed, progress=False, **FAST)
+        file = export.to_onnx(network, folder / "float.onnx", lesson.data.test)
+        return lesson.data, network.eval(), file, folder
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def written(write):
+    return write(0)
 
 
 def _norms(names):
@@ -43,8 +50,9 @@ def test_the_exporter_folds_and_the_runtime_fuses(written):
     assert len(layers) > len(stored) >= len(run)
 
 
-def test_int8_is_smaller_and_a_bad_calibration_loses_pictures(written):
-    data, _, file, folder = written
+@pytest.mark.parametrize("seed", range(3))
+def test_int8_is_smaller_and_a_bad_calibration_loses_pictures(write, seed):
+    data, _, file, folder = write(seed)
     few = data.train.take(slice(0, 200))
     raw = replace(few, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
     choices = {"ordinary": few, "dark": replace(few, images=few.images // 30), "raw": raw}

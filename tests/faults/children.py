@@ -30,13 +30,18 @@ from helpers.training import Callback, fit
 
 EPOCHS = 3
 DIGITS = load_data("digits", train_limit=128)
+EXPORTER = (  # what an export imports in its first seconds, by the names of today; the server passes over one that is gone
+    "torch._inductor.compile_fx",
+    "torch.onnx._internal.exporter._core",
+    "onnxscript.function_libs.torch_lib.ops",
+)
 
 
 class Child:
     """A job in a process of its own, which can be killed."""
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *EXPORTER])
 
     def __init__(self, job, folder, *arguments):
         self.messages, theirs = self.context.Pipe(duplex=False)
