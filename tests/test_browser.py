@@ -241,7 +241,7 @@ def _run_all(page, address):
     page.evaluate(
         "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"
     )
-    page.wait_for_function("() => window.ran === true", timeout=240_000)
+    page.wait_for_function("() => window.ran === true", timeout=480_000)
 
 
 def _shown(page, image):
