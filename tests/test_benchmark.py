@@ -227,6 +227,18 @@ class TestPlan:
         assert begun.index("b") < begun.index("z")  # it became ready later, and is worth more
         assert set(ended) == {"a", "b", "x", "y", "z"}  # c needs x
 
+    @pytest.mark.parametrize(
+        "asked", ["--workers 0", "--workers -1", "--workers 2 --engine ray", "--workers 2 --measure"]
+    )
+    def test_workers_that_cannot_be_are_refused(self, asked, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["helpers.benchmark", "teacher", *asked.split()])
+        with pytest.raises(SystemExit):
+            main()
+        assert (
+            f"workers must be 1 or more, and 1 with --measure or --engine ray; got {asked.split()[1]}"
+            in capsys.readouterr().err
+        )
+
     def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
         asked = "helpers.benchmark micro_convnet_alone --data digits --formats torch --workers 2 --seeds 0 1"
         monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])

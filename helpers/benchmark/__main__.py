@@ -143,6 +143,8 @@ def main() -> None:
     for name in names:
         if name not in NETWORKS and name not in MORE:
             line.error(f"name must be a recipe of --list, {' or '.join(MORE)}; got {name}")
+    if chosen.workers < 1 or (chosen.workers > 1 and (chosen.measure or chosen.engine == "ray")):
+        line.error(f"workers must be 1 or more, and 1 with --measure or --engine ray; got {chosen.workers}")
     if chosen.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:

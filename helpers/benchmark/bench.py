@@ -185,9 +185,11 @@ def run_beside(graph: dict[Job, set[Job]], work: Callable[[Job], str], workers: 
             waiting = sorted([*waiting, *sorter.get_ready()], key=order.get)
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
-                left_out = graph[job] & lost
-                running[pool.submit(str if left_out else work, *(() if left_out else (job,)))] = job
-                lost |= {job} if left_out else set()
+                if graph[job] & lost:
+                    lost.add(job)
+                    sorter.done(job)
+                else:
+                    running[pool.submit(work, job)] = job
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 job, said = running.pop(done), done.result()
                 if said:
