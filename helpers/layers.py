@@ -45,7 +45,7 @@ OF_TOOLS = (  # how private attributes begin that torch, accelerate and transfor
     *("_hf_", "_is_hf_", "_use_kernels"),
 )
 PARTS = ("layers", "settings", "private", "weights", "shared", "ties")  # of a description
-_TENSORS = re.compile("tensor "), re.compile(r"tensor |\(.*\btensor [0-9a-f]")  # alone; in a private cache
+CACHED = re.compile(r"\(.*\btensor [0-9a-f]")  # a private list or dict that holds tensors
 
 
 def describe(model: nn.Module) -> dict:
@@ -104,12 +104,11 @@ def difference(described: dict, model: nn.Module) -> str:
 
     Private attributes count where ``described`` has them: files of earlier versions do not.
     """
-    counts = "private" in described
-    mine, own = (
-        {name: said | (about["private"].get(name, {}) if counts else {}) for name, said in known.items()}
-        for about in (described, describe(model))
-        for known in (about["layers"] | about["settings"],)
-    )
+    present = describe(model)
+    mine, own = (about["layers"] | about["settings"] for about in (described, present))
+    if "private" in described:
+        for about, told in ((mine, described["private"]), (own, present["private"])):
+            about.update({name: about.get(name, {}) | said for name, said in told.items()})
     for name in mine | own:
         keys = _differing(mine.get(name), own.get(name))
         if keys is not None:
@@ -266,17 +265,21 @@ def _said(name: str, value: Any, seen: Collection[int] = ()) -> str:
 
 
 def _differing(mine: dict | None, own: dict | None) -> list[str] | None:
-    # the settings that differ, None where nothing does; a tensor that only one has is what a run left behind,
-    # and so are several in a private cache
+    # the settings that differ, None where nothing does
     if mine is None or own is None:
         return [*(mine or own)]
     pairs = {key: (mine.get(key), own.get(key)) for key in mine | own}
     keys = [
         key
         for key, (a, b) in pairs.items()
-        if a != b and not (None in (a, b) and _TENSORS[key[0] == "_"].match(str(a or b)))
+        if a != b and not (None in (a, b) and _left_by_a_run(key, str(a or b)))
     ]
     return keys or None
+
+
+def _left_by_a_run(key: str, said: str) -> bool:
+    # where only one of two networks has it: a tensor, or a private cache of some
+    return said.startswith("tensor ") or (key[0] == "_" and bool(CACHED.match(said)))
 
 
 def _shown(about: dict | None, keys: list[str]) -> str:
