@@ -235,8 +235,8 @@ class GradualPruner(Callback):
         momenta = {name: state.get("momentum_buffer") for name, state in states.items()}
         _clear({name: momentum for name, momentum in momenta.items() if momentum is not None}, self.masks)
         _clear(self.weights, self.masks)
-        empty = [name for name, mask in self.masks.items() if not mask.any()]
-        if empty and run.step == run.steps:
+        last = run.step == run.steps
+        if last and (empty := [name for name, mask in self.masks.items() if not mask.any()]):
             said = 'scope="layer" or a lower sparsity keeps some, skip all of them'
             warnings.warn(f"no weight is left in {', '.join(empty)}: {said}", stacklevel=2)
 
