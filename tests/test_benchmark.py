@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -119,6 +120,25 @@ class TestRecipes:
         assert torch.equal(told.argmax(1), answers.argmax(1))
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
+
+    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, monkeypatch):
+        data = load_data("digits", train_limit=20)
+        data = replace(data, train=replace(data.train, mirror=True))
+        torch.manual_seed(0)
+        teacher, given = models.build("micro_convnet", width=0.2).eval(), {}
+        monkeypatch.setattr(run, "opened", lambda name, path: teacher)
+        monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
+        recipe = replace(NETWORKS["tiny_convnet_taught"], recorded=True)
+        bench = SimpleNamespace(
+            file=lambda name: None, work=HOME / "build", trial=True, length=lambda recipe: 1
+        )
+        run.train(models.build("micro_convnet", width=0.2), recipe, data, ("some", 0), bench)
+        train = given["data"].train
+        assert len(train) == 2 * len(data.train)
+        assert given["loss"].teacher is None
+        mirrored = replace(data.train, images=data.train.images.flip(3))
+        expected = torch.cat([changes.predict(teacher, some) for some in (data.train, mirrored)]).softmax(1)
+        assert torch.allclose(train.labels, expected, atol=0.01)  # bfloat16
 
     @pytest.mark.parametrize(
         "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]

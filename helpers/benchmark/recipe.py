@@ -29,6 +29,8 @@ class Recipe:
         change: the model: what is done to it before it is trained.
         teacher: the loss: the recipe whose network teaches; None: labels alone.
         told: what the student is told of the teacher's answers: the teacher, changed. Default: all of them.
+        recorded: whether the teacher is asked once, beforehand (``distillation.record``), not at each step.
+            An epoch is then each picture as it is and mirrored.
         temperature: of the soft targets.
         alpha: weight of the soft targets.
         callbacks: the step: what ``fit`` is given for this network.
@@ -52,6 +54,7 @@ class Recipe:
     change: Change = field(default=lambda model, lab: model)
     teacher: str | None = None
     told: Callable[[nn.Module], nn.Module] = field(default=lambda teacher: teacher)
+    recorded: bool = False
     temperature: float = 4.0
     alpha: float = 0.9
     callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())

@@ -268,6 +268,14 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
     "base_zeros95": on(0.05, callbacks=gradual(0.95, end=0.5)),
     "base_rank7": on(0.03, change=rank(7, 4)),
     "base_rank7_zeros60": on(0.01, start="base_rank7", callbacks=gradual(0.6, end=0.5), epochs=5),
+    "base_lossless": on(  # all three in one call of fit
+        0.015,
+        epochs=15,
+        change=rank(5, 3),
+        callbacks=gradual(0.6, end=0.5),
+        recorded=True,
+        exports=EVERYWHERE,
+    ),
     "base_channels5": on(0.03, change=by_sensitivity(0.05), epochs=8, gpu=20),
     "base_channels5_zeros75": on(
         0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), exports=EVERYWHERE

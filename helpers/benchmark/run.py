@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers import models, profiling, pruning
+from helpers import distillation, models, profiling, pruning
 from helpers.benchmark import results
 from helpers.benchmark.bench import SHIPPED, Bench, Job
 from helpers.benchmark.changes import Lab
@@ -80,7 +80,11 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     loss = None
     if recipe.teacher:
         teacher = opened(recipe.teacher, bench.file(recipe.teacher))
-        loss = DistillationLoss(recipe.told(teacher), recipe.temperature, recipe.alpha)
+        teacher = recipe.told(teacher)
+        if recipe.recorded:
+            asked = distillation.record(teacher.to(results.state().device), data.train)
+            data, teacher = replace(data, train=distillation.answered(data.train, asked)), None
+        loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
     settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
     settings |= {"batch_size": 32, "compile": False} if bench.trial else {}
