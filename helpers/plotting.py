@@ -30,6 +30,7 @@ BESIDE = {
     "loc": "center left",
     "bbox_to_anchor": (1.01, 0.5),
 }  # a legend of layers
+LEADER = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}  # name to point
 ON_THE_LEFT = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "bbox": ON_WHITE}
 UNITS = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}
 
@@ -237,7 +238,9 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: P
     line = axes.transData.transform_path(line)
     taken = [Bbox([dot, dot]).padded(5) for dot in axes.transData.transform([place for _, *place in points])]
     for name, *point in points:
-        text = axes.annotate(name, point, (0, 0), textcoords="offset pixels", fontsize=9, bbox=ON_WHITE)
+        text = axes.annotate(
+            name, point, (0, 0), textcoords="offset pixels", fontsize=9, bbox=ON_WHITE, arrowprops=LEADER
+        )
         box, found = text.get_window_extent(), []
         ups = [up for far in range(2, 36, 3) for up in (far, -far - box.height)]
         for move in ((side, up) for up in ups for side in (8, -8 - box.width)):

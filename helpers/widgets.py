@@ -136,7 +136,7 @@ def energy_figure(table: Energies, full: Ranks, break_even: Ranks, energy: Share
         raise ValueError(f"full and break_even must have each of {names}, got {full} and {break_even}")
     figure, (left, middle, right) = panels(
         (11.4, 3.9),
-        {"title": "rank (gray: left whole)", "xlabel": "rank"},
+        {"title": "rank (dark gray: left whole)", "xlabel": "rank"},
         {"title": f"energy {energy:.0%}: {row['recalibrated']:.1%}, {row['parameters'] / 1e6:.1f}M"},
         {"title": f"{row['macs'] / 1e6:.0f}M MACs"},
         fixed=(0.085, 0.13, 0.94, 0.91, 0.62),
@@ -302,8 +302,8 @@ def cost_figure(
     each = ", ".join(f"{name} {cost / millions if millions else 0:,.2f}" for name, cost in total.items())
     figure, (left, right) = panels(
         (9.6, 3.9),
-        {"title": "what a year costs", "xlabel": "dollars a year"},
-        {"title": "spent since the start, engineers included", "xlabel": "years", "ylabel": "dollars spent"},
+        {"title": "what a year costs, releases included", "xlabel": "dollars a year"},
+        {"title": "spent since the start, all days included", "xlabel": "years", "ylabel": "dollars spent"},
         fixed=(0.13, 0.14, 0.98, 0.76, 0.28),
     )
     lines = [f"Per million inferences, downloads included: {each} dollars."]
@@ -331,7 +331,7 @@ def cost_figure(
 def _in_words(found: dict[str, float]) -> str:
     returned = f"{found['return_on_investment']:+,.0%}" if found["investment"] else "none (nothing is spent)"
     back = f"paid back in {found['payback_days']:,.0f} days" if found["net"] > 0 else "not paid back"
-    return f"net {found['net']:+,.0f} dollars, return on the money spent {returned}, {back}"
+    return f"net {found['net']:+,.0f} dollars, return on the days spent once {returned}, {back}"
 
 
 @checked

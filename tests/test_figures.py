@@ -259,12 +259,18 @@ def test_cost_figure_says_whether_it_pays():
         "Per million inferences, downloads included: large 2.11, small 0.20 dollars." in title()
     )  # 770 and 74 over 365 million
     assert (
-        "Over 1 year, small: net +196 dollars, return on the money spent +39%, paid back in 262 days."
+        "Over 1 year, small: net +196 dollars, return on the days spent once +39%, paid back in 262 days."
         in title()
     )
-    assert "net -9,304 dollars, return on the money spent -93%, not paid back." in title(engineer_days=100)
-    assert "Over 10 years, small: net +6,460 dollars, return on the money spent +1,292%" in title(years=10)
-    assert "return on the money spent none (nothing is spent), paid back in 0 days" in title(engineer_days=0)
+    assert "net -9,304 dollars, return on the days spent once -93%, not paid back." in title(
+        engineer_days=100
+    )
+    assert "Over 10 years, small: net +6,460 dollars, return on the days spent once +1,292%" in title(
+        years=10
+    )
+    assert "return on the days spent once none (nothing is spent), paid back in 0 days" in title(
+        engineer_days=0
+    )
     assert "large 0.00, small 0.00" in title(inferences_per_day=0)
     with pytest.raises(ValueError, match="price_per_gb"):
         title(price_per_gb=-1)
@@ -283,7 +289,7 @@ def test_cost_figure_with_another_way_out():
     assert right.get_ylabel() == "dollars spent"
     assert [line.get_ydata()[-1] for line in right.lines] == pytest.approx([770, 200 + 385, 500 + 74])
     assert (
-        "Over 1 year, between: net +185 dollars, return on the money spent +92%" in figure.get_suptitle()
+        "Over 1 year, between: net +185 dollars, return on the days spent once +92%" in figure.get_suptitle()
     )  # 385 - 200
     for bad in (between, (between,), ("between", 2)):
         with pytest.raises((TypeError, ValueError), match="other must"):

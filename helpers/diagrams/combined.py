@@ -32,9 +32,10 @@ def pipeline() -> Figure:
         arrow(axes, (x, 2.4), (5.7 + 0.35 * (x > 5.7) - 0.35 * (x < 5.7), 1.87))
     for start, end in ((1.85, 2.45), (4.15, 4.95), (6.45, 7.15), (8.85, 9.35)):
         arrow(axes, (start, 1.4), (end, 1.4))
-    for x, words in ((3.3, "the model"), (5.7, "one call"), (8.0, "8 bits or fewer"), (10.2, "zip, Huffman")):
+    for x, words in ((3.3, "the model"), (5.7, "one call"), (8.0, "8 bits"), (10.2, "zip, Huffman")):
         axes.text(x, 0.7, words, ha="center", fontsize=9)
-    for (left, right), words in {(4.9, 6.5): "trained", (7.1, 11.1): "needs no training"}.items():
+    free = "needs no training"
+    for (left, right), words in {(2.4, 4.2): free, (4.9, 6.5): "trained", (7.1, 11.1): free}.items():
         axes.plot([left, right], [0.5, 0.5], color=GRAY, linewidth=1.5)
         axes.text((left + right) / 2, 0.08, words, ha="center", fontsize=9)
     return figure
@@ -149,7 +150,8 @@ def arms(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     for bars in axes.containers:
         axes.bar_label(bars, fmt="{:.0f}", fontsize=8, color="white", padding=-12)
     for (name, level), style in zip(levels.items(), ("--", ":"), strict=False):
-        axes.axhline(100 * level, color=GRAY, linestyle=style, linewidth=2, label=name)
+        label = f"{name}: {100 * level:.1f}"
+        axes.axhline(100 * level, color=GRAY, linestyle=style, linewidth=2, label=label)
     axes.grid(axis="x", visible=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure

@@ -13,9 +13,9 @@ from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
 
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
     ("Does it fit, and\nis the bill small?", "leave it alone"),
-    ("Does int8\ndo the job?", "round it:\n2 days"),
-    ("A small distilled\nnetwork in int8?", "train that:\n10 days"),
-    ("Can it carry a week\nof work a release?", "the full pipeline:\n20 days"),
+    ("Does it in int8,\nas accurate?", "round it:\n2 days"),
+    ("Does a small one,\ndistilled, in int8?", "train that:\n10 days"),
+    ("Can the product pay\n5 days at a release?", "the full pipeline:\n20 days"),
 )
 
 

@@ -137,6 +137,7 @@ def cost_map(costs: pd.DataFrame) -> Figure:
     colors = {"cmap": ListedColormap(shades[:128] + reds[:128]), "vmin": 0, "vmax": 200, "cbar": False}
     sns.heatmap(costs, annot=True, fmt=".0f", ax=axes, linewidths=1, annot_kws={"fontsize": 8}, **colors)
     axes.set_title("weights of the two parts, in % of the layer's", fontsize=10)
+    axes.set_xlabel("energy kept, at least")
     return figure
 
 
