@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 LAB_ARGS ?=
 READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 export JUPYTER_PREFER_ENV_PATH = 1
 
 .PHONY: lab test run notebooks lint
@@ -30,6 +31,7 @@ lint: $(READY)
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# uv takes a minute where pip takes several; where it cannot be had, or does not reach the index, pip does it
+	$(PIP) uv && $(VENV)/bin/python -m uv pip install --quiet --python $(VENV)/bin/python -r requirements.txt || $(PIP) -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
