@@ -51,7 +51,11 @@ def checked(target: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(*args, **kwargs)
+        try:
+            call = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            takes = ", ".join(signature.parameters)
+            raise TypeError(f"{target.__qualname__}() {error}; it takes {takes}") from None
         for name, value in call.arguments.items():
             if name in adapters():
                 call.arguments[name] = _valid(name, value, adapters()[name])

@@ -322,6 +322,8 @@ def test_what_python_says_about_a_call_stays():
     ):
         with pytest.raises(TypeError, match="argument"):
             call()
+    with pytest.raises(TypeError, match=r"prune\(\) missing a required .*; it takes model, sparsity, rest"):
+        prune()
     assert prune(nn.Identity(), 0.5, 1, 2, size=3)[1::3] == ((1, 2), {"size": 3})
 
 
