@@ -15,7 +15,7 @@ QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order o
     ("Does it fit, and\nis the bill small?", "leave it alone"),
     ("Does it in int8,\nas accurate?", "round it:\n2 days"),
     ("Does a small one,\ndistilled, in int8?", "train that:\n10 days"),
-    ("Can the product pay\n5 days at a release?", "the full pipeline:\n20 days"),
+    ("Does the full pipeline,\nat 5 days a release?", "the full pipeline:\n20 days"),
 )
 
 

@@ -34,10 +34,14 @@ def teacher_and_student() -> Figure:
 
 
 def arms(table: pd.DataFrame, xlabel: str) -> Figure:
-    """Draw what each arm of a column of ``table`` reached: a dot per seed, a row, and the mean."""
+    """Draw what each arm of a column of ``table`` reached: a dot per seed, a row, and the mean.
+
+    Seeds that reached the same stand on one another.
+    """
     figure, (axes,) = panels((6.4, 0.9 + 0.42 * table.shape[1]), {"xlabel": xlabel})
     for place, (_, values) in enumerate(table.items()):
-        axes.plot(values, [place] * len(values), "o", color=BLUE, alpha=0.6)
+        alike = values.groupby(values.round(6)).cumcount()
+        axes.plot(values, place + 0.18 * alike, "o", color=BLUE, alpha=0.6)
         axes.plot(values.mean(), place, "|", color=ORANGE, markersize=18, markeredgewidth=3)
         axes.annotate(
             f"{values.mean():.1f}", (values.mean(), place - 0.3), fontsize=8, ha="center", va="bottom"
