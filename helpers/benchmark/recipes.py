@@ -254,6 +254,7 @@ HOW = {
     "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}},
     "shuffled": {"teacher": "baseline", "told": Shuffled},
 }
+PATIENCE = {"teacher": "baseline", "recorded": True, "epochs": 45, "gpu": 45, "seeds": (0,)}
 SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
 OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
 LONGER = {"epochs": 10, "gpu": 20}
@@ -276,10 +277,11 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
         recorded=True,
         exports=EVERYWHERE,
     ),
-    "base_channels5": on(0.03, change=by_sensitivity(0.05), epochs=8, gpu=20),
+    "base_channels5": on(0.03, change=by_sensitivity(0.05), recorded=True, epochs=15),
     "base_channels5_zeros75": on(
-        0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), exports=EVERYWHERE
+        0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), recorded=True, exports=EVERYWHERE
     ),
+    **{f"{start}_patient": learner(start, **PATIENCE) for start in ("tiny_convnet", "micro_convnet")},
     **{f"{start}_{arm}": learner(start, **how) for arm, how in HOW.items() for start in SMALL},
     "base_control": on(0.05, **OWN),
     **{f"base_zeros{part}": on(0.05, callbacks=gradual(part / 100, end=0.5)) for part in (90, 98, 99)},
@@ -287,7 +289,10 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
         f"base_at_once{part}": on(0.05, change=at_once(part / 100), callbacks=gradual(part / 100), **OWN)
         for part in (95, 99)
     },
-    **{f"base_rank{times}": on(0.03, change=rank(times, times / 1.8)) for times in (5, 12, 24)},
+    **{
+        f"base_rank{times}": on(0.015, change=rank(times, times / 1.8), recorded=True, epochs=8)
+        for times in (5, 12, 24)
+    },
     "base_channels65": on(0.1, change=uniform(0.65), **LONGER),
     "base_channels65_scratch": on(0.1, start="vgg19", change=uniform(0.65), **LONGER),
     "base_channels20": on(0.1, change=by_sensitivity(0.2), **LONGER),
