@@ -81,7 +81,8 @@ def listed(names: Sequence[str], bench: Bench) -> str:
         recipe = NETWORKS[name]
         there = [seed for seed in recipe.seeds if finished((name, seed), bench)]
         took = rows[(rows["network"] == name)]["seconds"].dropna()
-        takes = f"{recipe.epochs} epochs of {recipe.pictures or 45_000:,}" if recipe.epochs else "no training"
+        each = (1 + recipe.recorded) * (recipe.pictures or 45_000)  # recorded: mirrored as well
+        takes = f"{recipe.epochs} epochs of {each:,}" if recipe.epochs else "no training"
         takes += f", {took.iloc[-1] / 60:.0f} min" if len(took) and took.iloc[-1] else ""
         state = "there" if len(there) == len(recipe.seeds) else f"{len(there)} of {len(recipe.seeds)} seeds"
         lines.append(f"{name:<28} {state:<14} {takes:<30} from {', '.join(recipe.parents) or recipe.start}")
