@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.channel_graph import groups_of, traced, without
 from helpers.data import Split
-from helpers.dependencies import groups_of, traced, without
 from helpers.evaluation import measure
 from helpers.networks import narrow
 from helpers.pruning import Scope, _known, prunable, prune_once

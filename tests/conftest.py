@@ -18,6 +18,7 @@ LONGEST = (  # files that take a minute or more, begun first: else one process i
     "test_browser.py",
     "test_export_formats.py",
     "test_benchmark.py",
+    "test_training.py",
     "test_serving.py",
     "test_architectures_export.py",
     "test_kills.py",
