@@ -97,8 +97,9 @@ def test_every_figure_is_drawn_by_a_notebook():
 def test_every_measured_number_outside_the_table_is_in_the_results():
     """Numbers inside the marks are written by helpers.benchmark.page, and compared in test_results."""
     outside = page.MARKS[0].join([README.split(page.MARKS[0])[0], README.split(page.MARKS[1])[1]])
-    table = results.beside(["lossless", "teacher2", "tiny"]).set_index(["network", "format"])
-    lossless, rounded, tiny = (table.loc[(name, "onnx int8")] for name in ("lossless", "teacher2", "tiny"))
+    names = ["lossless", "teacher2", "tiny", "base_lossless"]
+    table = results.beside(names).set_index(["network", "format"])
+    lossless, rounded, tiny, stronger = (table.loc[(name, "onnx int8")] for name in names)
     whole = table.loc[("teacher2", "onnx")]
     computed = {
         f"{tiny['times_smaller']:.0f} times smaller",
@@ -110,6 +111,11 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
         f"{whole['zip_bytes'] / lossless['zip_bytes']:.1f} times smaller",
         f"{rounded['times_smaller']:.1f} times smaller",
         f"{rounded['times_faster']:.1f} times faster",
+        f"{stronger['times_smaller']:.1f} times smaller",
+        f"{stronger['times_faster']:.1f} times faster",
+        f"{stronger['correct']:,.0f} right",
+        f"p {stronger['p_value']:.2f}; *base_lossless*",
+        f"{results.row('baseline', 'torch')['correct']:,.0f} right",
     }
     for text in computed:
         assert text in outside, text
