@@ -249,12 +249,12 @@ def learner(start: str, **settings: object) -> Recipe:
 
 
 HOW = {
+    "patient": {"teacher": "baseline", "recorded": True, "epochs": 45, "gpu": 45, "seeds": (0,)},
     "taught": {"teacher": "baseline"},
     "alone": {},
     "smoothed": {"fit": QUICK | {"label_smoothing": 0.1}},
     "shuffled": {"teacher": "baseline", "told": Shuffled},
 }
-PATIENCE = {"teacher": "baseline", "recorded": True, "epochs": 45, "gpu": 45, "seeds": (0,)}
 SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
 OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base"}
 LONGER = {"epochs": 10, "gpu": 20}
@@ -281,7 +281,6 @@ SWEEP = {  # everything on one frozen teacher, what is worth most first; publish
     "base_channels5_zeros75": on(
         0.015, start="base_channels5", callbacks=gradual(0.75, end=0.5), recorded=True, exports=EVERYWHERE
     ),
-    **{f"{start}_patient": learner(start, **PATIENCE) for start in ("tiny_convnet", "micro_convnet")},
     **{f"{start}_{arm}": learner(start, **how) for arm, how in HOW.items() for start in SMALL},
     "base_control": on(0.05, **OWN),
     **{f"base_zeros{part}": on(0.05, callbacks=gradual(part / 100, end=0.5)) for part in (90, 98, 99)},
