@@ -67,7 +67,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
     exports: tuple[str, ...] = DEPLOYED
     split: Literal["test", "validation"] = "test"
-    reference: str = "teacher2"
+    reference: str = "teacher"
     file: str | None = None
     label: str = ""
     shown: tuple[str, ...] = ("onnx", "onnx int8")

@@ -5,10 +5,12 @@ A killed run goes on from its last epoch, and a finished row is not run again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from helpers.benchmark.changes import Lab
 from helpers.benchmark.measuring import record
 from helpers.benchmark.recipe import NETWORKS, Recipe, fresh, opened
 from helpers.checkpoint import Checkpoint
-from helpers.data import Data, load_data
+from helpers.data import Data, Split, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
 from helpers.files import atomic_path, fingerprint
@@ -82,8 +84,7 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
         teacher = opened(recipe.teacher, bench.file(recipe.teacher))
         teacher = recipe.told(teacher)
         if recipe.recorded:
-            asked = distillation.record(teacher.to(results.state().device), data.train)
-            data, teacher = replace(data, train=distillation.answered(data.train, asked)), None
+            data, teacher = replace(data, train=recorded(recipe, teacher, data.train, bench)), None
         loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
     glance = replace(data, validation=data.validation.take(slice(0, 1_000)))  # nothing is chosen by it
     settings = {**recipe.fit, "epochs": bench.length(recipe), "seed": job[1]}
@@ -91,6 +92,19 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     unfinished = bench.work / "unfinished" / f"{job[0]}-{job[1]}.safetensors"
     kept = Checkpoint(unfinished, pause=0 if bench.trial else 60)
     return fit(model, glance, loss=loss, callbacks=[kept, *recipe.callbacks(model)], **settings)
+
+
+def recorded(recipe: Recipe, teacher: nn.Module, split: Split, bench: Bench) -> Split:
+    """Return pictures with the teacher's answers; they are kept for the next recipe that asks the same."""
+    asked = (
+        f"{recipe.teacher} {bench.mark(recipe.teacher)} {recipe.told.__qualname__} {split.labels.tolist()}"
+    )
+    path = bench.work / "answers" / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        logits = distillation.record(teacher.to(results.state().device), split)
+        with atomic_path(path) as part, part.open("wb") as file:
+            np.save(file, logits.cpu().numpy())
+    return distillation.answered(split, torch.from_numpy(np.load(path)))
 
 
 def keep(model: nn.Module, path: Path, history: pd.DataFrame | None) -> Path:

@@ -65,7 +65,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "benchmark.*": "the command line's own; argparse and the recipes' tests come before it",
     "callbacks.Run": "made by fit",
     "data.Split.to": "takes what PyTorch takes",
-    "dependencies.*": "behind channels, which checks",
+    "channel_graph.*": "behind channels, which checks",
     "deploy.handler.*": "runs inside TorchServe, which has none of our packages",
     "deploy.mil.Program": "behind deploy.coreml, which checks",
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
