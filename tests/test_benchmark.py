@@ -30,10 +30,10 @@ UNCHANGED = Recipe.__dataclass_fields__["change"].default
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
+    """A folder with the rows of a few recipes: the teachers, a control, a factorized and pruned network, a student."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["teacher2", "dense", "lossless", "micro"], bench),
+        plan(["control", "order_factorize_prune", "micro"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -116,7 +116,7 @@ class TestRecipes:
     def test_a_shuffled_teacher_keeps_its_first_choice_and_no_other(self):
         torch.manual_seed(0)
         answers = torch.randn(64, 10)
-        told = NETWORKS["fast_convnet_shuffled"].told(torch.nn.Identity())(answers)
+        told = NETWORKS["micro12_shuffled"].told(torch.nn.Identity())(answers)
         assert torch.equal(told.argmax(1), answers.argmax(1))
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
@@ -128,7 +128,7 @@ class TestRecipes:
         teacher, given = models.build("micro_convnet", width=0.2).eval(), {}
         monkeypatch.setattr(run, "opened", lambda name, path: teacher)
         monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
-        recipe = replace(NETWORKS["tiny_convnet_taught"], recorded=True)
+        recipe = NETWORKS["tiny"]
         bench = SimpleNamespace(
             file=lambda name: None, work=HOME / "build", trial=True, length=lambda recipe: 1
         )
@@ -193,9 +193,10 @@ class TestRecipes:
 
 class TestPlan:
     def test_parents_come_first_and_are_added_where_they_are_missing(self, tmp_path):
-        graph = plan(["lossless"], Bench(tmp_path, "digits"))
-        assert graph[("lossless", 0)] == {("rank6", 0), ("teacher2", 1)}
-        assert graph[("rank6", 0)] == {("teacher2", 1)}
+        graph = plan(["combined"], Bench(tmp_path, "digits"))
+        assert graph[("combined", 0)] == {("channels17", 0), ("teacher", 2)}
+        assert graph[("channels17", 0)] == {("teacher", 2)}
+        assert graph[("teacher", 2)] == {("teacher2", 1)}
         assert graph[("teacher2", 1)] == {("teacher1", 0)}
         assert graph[("teacher1", 0)] == set()
 
@@ -203,10 +204,10 @@ class TestPlan:
         assert plan(["curve_pictures_4"], Bench(tmp_path)) == {("curve_pictures_4", 0): set()}
 
     def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
-        assert plan(["teacher", "rank6", "lossless", "pruned95", "micro"], Bench()) == {}
-        monkeypatch.setitem(NETWORKS, "rank6", replace(NETWORKS["rank6"], epochs=5))
-        with pytest.raises(ValueError, match=r"out must be given for rank6: .* is published"):
-            plan(["rank6"], Bench())
+        assert plan(["teacher", "rank7", "lossless", "combined", "micro"], Bench()) == {}
+        monkeypatch.setitem(NETWORKS, "rank7", replace(NETWORKS["rank7"], epochs=9))
+        with pytest.raises(ValueError, match=r"out must be given for rank7: .* is published"):
+            plan(["rank7"], Bench())
 
     @pytest.mark.parametrize("otherwise", [{"data": "digits"}, {"epochs": 1}])
     def test_other_settings_ask_for_a_folder(self, otherwise):
@@ -274,15 +275,15 @@ class TestRun:
         rows = results.latest(bench.results).set_index(["network", "format"])
         marks = {
             name: f"{name}@{fingerprint(bench.file(name))}"
-            for name in ("teacher1", "teacher2", "rank6", "lossless")
+            for name in ("teacher1", "teacher2", "teacher", "order_factorize")
         }
-        assert rows.loc[("lossless", "onnx"), "start"] == marks["rank6"]
-        assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
+        assert rows.loc[("order_factorize_prune", "onnx"), "start"] == marks["order_factorize"]
+        assert rows.loc[("order_factorize_prune", "onnx int8"), "teacher"] == marks["teacher"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
         assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
             "micro_convnet",
-            marks["rank6"],
+            marks["teacher"],
         ]
         assert (rows["data"] == "digits").all()
         assert (rows["commit"] != "").all()
@@ -294,7 +295,7 @@ class TestRun:
             answers = results.answers(row, bench.results)
             assert int((answers == labels).sum()) == row["correct"]
             assert row["total"] == len(labels) == 300
-        own = rows[rows["network"] == "lossless"].set_index("format")
+        own = rows[rows["network"] == "order_factorize_prune"].set_index("format")
         assert own.loc["onnx int8", "zip_bytes"] < own.loc["onnx int8", "bytes"] < own.loc["onnx", "bytes"]
         assert own.loc["onnx", "agreeing"] == 1
         assert 0.3 < own["nonzeros"].iloc[0] / own["parameters"].iloc[0] < 0.5
@@ -308,16 +309,16 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["teacher2", "dense", "lossless", "micro"], bench) == {}
-        changed = replace(NETWORKS["lossless"], start="teacher2")
-        monkeypatch.setitem(NETWORKS, "lossless", changed)
-        assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
+        assert plan(["control", "order_factorize_prune", "micro"], bench) == {}
+        name = "order_factorize_prune"
+        monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], start="teacher2"))
+        assert set(plan([name], bench)) == {(name, 0)}  # other parents: another run
         assert (bench.results / "networks.csv").read_text() == before
 
     def test_measured_anew_a_network_has_the_same_answers(self, bench):
-        before = results.row("dense", folder=bench.results)
-        run.remeasure("dense", 0, bench)
-        after = results.row("dense", folder=bench.results)
+        before = results.row("control", folder=bench.results)
+        run.remeasure("control", 0, bench)
+        after = results.row("control", folder=bench.results)
         same = [
             "network",
             "start",
@@ -330,32 +331,36 @@ class TestRun:
             "bytes",
         ]
         assert after[same].tolist() == before[same].tolist()
-        assert len(results.read("networks", bench.results).query("network == 'dense'")) == 2
+        assert len(results.read("networks", bench.results).query("network == 'control'")) == 2
         with pytest.raises(ValueError, match="name must be of a network that has rows"):
-            run.remeasure("pruned98", 0, bench)
+            run.remeasure("zeros98", 0, bench)
 
     def test_networks_beside_their_reference(self, bench):
-        table = results.beside(["lossless", "dense"], bench.results).set_index(["network", "format"])
-        reference = results.row("teacher2", "onnx", folder=bench.results)
-        row = table.loc[("lossless", "onnx int8")]
+        table = results.beside(["order_factorize_prune", "control"], bench.results).set_index(
+            ["network", "format"]
+        )
+        reference = results.row("teacher", "onnx", folder=bench.results)
+        row = table.loc[("order_factorize_prune", "onnx int8")]
         assert row["times_smaller"] == reference["bytes"] / row["zip_bytes"]
         assert row["points"] == pytest.approx(100 * (row["correct"] - reference["correct"]) / 300)
-        shown = results.compared(["lossless"], ["onnx"], bench.results)
-        assert shown["network"].tolist() == ["lossless"]
+        shown = results.compared(["order_factorize_prune"], ["onnx"], bench.results)
+        assert shown["network"].tolist() == ["order_factorize_prune"]
         assert shown["accuracy"].iloc[0].endswith(f"({row['correct']:.0f} of 300)") or True
 
     def test_a_scan_is_made_once(self, bench, monkeypatch):
         monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
-        first = run.scan("teacher2", "weight", bench)
+        first = run.scan("teacher", "weight", bench)
         assert len(results.read("scans", bench.results)) == len(first) == 2 * 17
-        assert run.scan("teacher2", "weight", bench).equals(first)
+        assert run.scan("teacher", "weight", bench).equals(first)
         assert set(first.columns) >= {"layer", "ratio", "recalibrated", "accuracy"}
 
     def test_the_list_says_what_is_there(self, bench):
-        lines = {line.split()[0]: line for line in listed(["lossless", "pruned98"], bench).splitlines()}
-        assert "there" in lines["lossless"]
-        assert "from rank6, teacher2" in lines["lossless"]
-        assert "0 of 1 seeds" in lines["pruned98"]
+        lines = {
+            line.split()[0]: line for line in listed(["order_factorize_prune", "zeros98"], bench).splitlines()
+        }
+        assert "there" in lines["order_factorize_prune"]
+        assert "from order_factorize, teacher" in lines["order_factorize_prune"]
+        assert "0 of 1 seeds" in lines["zeros98"]
         assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
 
     def test_the_example_of_the_readme_runs(self, tmp_path, monkeypatch):
@@ -488,7 +493,7 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     ("words", "said"),
     [
         (["pruned97"], "name must be a recipe"),
-        (["pruned95", "--epochs", "1"], "out must name a folder"),
+        (["zeros95", "--epochs", "1"], "out must name a folder"),
     ],
 )
 def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, said, monkeypatch, capsys):
@@ -502,8 +507,8 @@ def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, 
 def test_readme_names_commands_that_the_parser_takes():
     assert parser().parse_args(
         [
-            "pruned95",
-            "rank6",
+            "zeros95",
+            "rank7",
             "--data",
             "digits",
             "--out",
@@ -515,7 +520,7 @@ def test_readme_names_commands_that_the_parser_takes():
             "ray",
             "--list",
         ]
-    ).names == ["pruned95", "rank6"]
+    ).names == ["zeros95", "rank7"]
 
 
 # -- what is published -----------------------------------------------------------------------------------------------
@@ -541,6 +546,20 @@ def test_every_published_row_is_of_a_recipe_and_of_its_parents():
         assert row["start"].partition("@")[0] == recipe.start
         assert row["teacher"].partition("@")[0] == (recipe.teacher or "labels")
         assert row["epochs"] == (recipe.gpu if "--budget gpu" in row["command"] else recipe.epochs)
+
+
+def test_every_published_network_stands_on_the_one_shipped_teacher():
+    """From it, taught by it or compared with it; but for its own two steps, and a GPU's networks beside themselves."""
+    teacher = f"teacher@{fingerprint(HOME / 'data' / 'checkpoints' / 'vgg19.safetensors')}"
+    own = {"teacher1", "teacher2", "baseline", "resnet50_base", "resnet18"}
+    for row in ROWS.to_dict("records"):
+        if row["network"] not in own:
+            assert row["reference"] == teacher
+            assert row["teacher"] in (teacher, "labels")
+        for parent in (row["start"], row["teacher"]):
+            name, _, weights = parent.partition("@")
+            known = ROWS[(ROWS["network"] == name) & (ROWS["weights"] == weights)]
+            assert name not in NETWORKS or len(known), parent
 
 
 def test_two_published_networks_are_compared_in_one_line():
