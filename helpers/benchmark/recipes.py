@@ -18,8 +18,6 @@ from helpers.benchmark.changes import (
     least_sure,
     rank,
     ranks_of_weights,
-    rounded,
-    then,
     uniform,
     whitened,
 )
@@ -74,21 +72,20 @@ TEACHERS = {  # two steps to the teacher, and the teacher, from which everything
         exports=EVERYWHERE,
     ),
 }
-SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0, 1, 2), **OWN}
 PAIRS = {"start": "micro_convnet", "epochs": 12, "seeds": (0, 1, 2), **OWN}
 STUDENTS = {
     "tiny": Recipe(
         start="tiny_convnet",
-        epochs=12,
+        epochs=10,
         fit=QUICK,
         **TAUGHT,
         label="distilled TinyConvNet",
         claimed=(20, 1.4, 8.1),
     ),
     "micro": Recipe(
-        start="micro_convnet",
-        epochs=22,
-        fit=SGD,
+        start="micro12_taught",
+        epochs=6,
+        fit=SGD | {"lr": 0.05},
         **TAUGHT,
         file="vgg19_micro_convnet",
         label="distilled MicroConvNet",
@@ -98,8 +95,6 @@ STUDENTS = {
     "micro12_smoothed": Recipe(fit=SGD | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_shuffled": Recipe(fit=SGD, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
     "micro12_taught": Recipe(fit=SGD, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
-    "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
-    "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher", **SHORT),
     **{
         f"{start}_alone": learner(start)
         for start in ("tiny_convnet", "micro_convnet", "fast_convnet", "fast_convnet_1m", "fast_convnet_2m")
@@ -119,7 +114,7 @@ COMPRESSED = {
     ),
     "zeros98": after(0, 2, callbacks=gradual(0.98, end=0.5), label="pruned, 98% zeros", **ZEROS, **OWN),
     "at_once95": after(0, 2, change=at_once(0.95), callbacks=gradual(0.95), **SLOWLY, **OWN),
-    "channels17": after(0.03, 6, change=by_sensitivity(0.03), label="fewer channels"),
+    "channels17": after(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
     "rank7": after(0.015, 3, change=rank(7, 4), file="vgg19_rank7", label="low rank", claimed=LOW_RANK),
     "lossless": after(  # all three in one call of fit
         0.015,
@@ -132,7 +127,7 @@ COMPRESSED = {
     ),
     "combined": after(
         0.015,
-        4,
+        3,
         start="channels17",
         callbacks=gradual(0.75, end=0.5),
         exports=EVERYWHERE,
@@ -166,15 +161,9 @@ ORDERS = {  # the same three steps in another order; the last rounding is the ex
     "order_factorize_prune": after(0, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF),
     "order_prune": after(0, 1, callbacks=gradual(0.6), **BRIEF | OWN),
     "order_prune_factorize": after(0, 1, start="order_prune", change=rank(4), **BRIEF),
-    "order_round_factorize": after(0, 1, change=then(rounded(8), rank(4)), **BRIEF | OWN),
-    "order_round_factorize_prune": after(
-        0, 1, start="order_round_factorize", callbacks=gradual(0.6), **BRIEF
-    ),
 }
-BRIEFER = BRIEF | {"pictures": 3_200}
+BRIEFER = BRIEF | {"pictures": 3_200, "exports": ("onnx",)}
 PEERS = {  # our methods and those of well-known libraries, from the same network, trained on alike
-    "zeros_torch": after(0, 1, change=peers.torch_prune(0.9), finish=peers.settled, **BRIEFER),
-    "zeros_ours": after(0, 1, callbacks=gradual(0.9), **BRIEFER),
     "channels_torch_pruning": after(0, 1, change=peers.as_few_macs(by_sensitivity(0.01)), **BRIEFER),
     "channels_ours": after(0, 1, change=by_sensitivity(0.01), **BRIEFER),
     "rank_tensorly": after(0, 1, change=peers.tucker(4), **BRIEFER),
