@@ -35,7 +35,7 @@ QUICK, LARGE = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
 
 def after(lr: float, epochs: int, **settings: object) -> Recipe:
     """Return the recipe of a network that is made from the teacher and taught by its recorded answers."""
-    given = {"start": "teacher", "epochs": epochs, "fit": ON | {"lr": lr}, **TAUGHT}
+    given = {"start": "teacher", "epochs": epochs, "gpu": 15, "fit": ON | {"lr": lr}, **TAUGHT}
     return Recipe(**{**given, **settings})
 
 
@@ -155,7 +155,7 @@ CURVE = {
     for times in (2, 4, 7)
 }
 
-BRIEF = {"pictures": 6_400, "fit": SGD | {"lr": 0.005}, "exports": DEPLOYED[1:]}
+BRIEF = {"gpu": 0, "pictures": 6_400, "fit": SGD | {"lr": 0.005}, "exports": DEPLOYED[1:]}
 ORDERS = {  # the same three steps in another order; the last rounding is the export's
     "order_factorize": after(0, 1, change=rank(4), **BRIEF | OWN),
     "order_factorize_prune": after(0, 1, start="order_factorize", callbacks=gradual(0.6), **BRIEF),
