@@ -115,7 +115,7 @@ class TestRecipes:
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
 
-    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, monkeypatch):
+    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, tmp_path, monkeypatch):
         data = load_data("digits", train_limit=20)
         data = replace(data, train=replace(data.train, mirror=True))
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ class TestRecipes:
         monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
         recipe = NETWORKS["tiny"]
         bench = SimpleNamespace(
-            file=lambda name: None, work=HOME / "build", trial=True, length=lambda recipe: 1
+            file=lambda name: None, mark=str, work=tmp_path, trial=True, length=lambda recipe: 1
         )
         run.train(models.build("micro_convnet", width=0.2), recipe, data, ("some", 0), bench)
         train = given["data"].train
@@ -269,14 +269,14 @@ class TestRun:
         rows = results.latest(bench.results).set_index(["network", "format"])
         marks = {
             name: f"{name}@{fingerprint(bench.file(name))}"
-            for name in ("teacher1", "teacher2", "teacher", "order_factorize")
+            for name in ("teacher1", "teacher2", "teacher", "order_factorize", "micro12_taught")
         }
         assert rows.loc[("order_factorize_prune", "onnx"), "start"] == marks["order_factorize"]
         assert rows.loc[("order_factorize_prune", "onnx int8"), "teacher"] == marks["teacher"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
         assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
-            "micro_convnet",
+            marks["micro12_taught"],
             marks["teacher"],
         ]
         assert (rows["data"] == "digits").all()

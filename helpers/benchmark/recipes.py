@@ -115,7 +115,7 @@ COMPRESSED = {
     "zeros98": after(0, 2, callbacks=gradual(0.98, end=0.5), label="pruned, 98% zeros", **ZEROS, **OWN),
     "at_once95": after(0, 2, change=at_once(0.95), callbacks=gradual(0.95), **SLOWLY, **OWN),
     "channels17": after(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
-    "rank7": after(0.015, 3, change=rank(7, 4), file="vgg19_rank7", label="low rank", claimed=LOW_RANK),
+    "rank7": after(0.015, 2, change=rank(7, 4), file="vgg19_rank7", label="low rank", claimed=LOW_RANK),
     "lossless": after(  # all three in one call of fit
         0.015,
         8,
