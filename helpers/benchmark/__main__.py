@@ -1,4 +1,4 @@
-"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` some.
+"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... zeros95 rank7`` some.
 
 ``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes.
 ``--engine ray`` spreads the runs over a Ray cluster, ``accelerate launch -m helpers.benchmark ...`` one run
