@@ -79,6 +79,7 @@ STUDENTS = {
         epochs=10,
         fit=QUICK,
         **TAUGHT,
+        file="vgg19_tiny_convnet",
         label="distilled TinyConvNet",
         claimed=(20, 1.4, 8.1),
     ),
