@@ -79,7 +79,10 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Any, Tensor, bool]:
                     f"example must be one for train mode, too, because of {part} ({error})"
                 ) from error
             training = False
-        with refusing("model must be a network whose channels can go: torch-pruning cannot follow them"):
+        with refusing(
+            "model must be a network whose channels can go: torch-pruning cannot follow them; "
+            "what is left is to split its layers (factorize) or to set weights to zero (prune_once)"
+        ):
             run = partial(outputs, training=training)
             graph = torch_pruning.DependencyGraph().build_dependency(network, pictures, run, verbose=False)
     graph.search = _Search()
