@@ -104,17 +104,17 @@ STUDENTS = {
 SLOWLY = {"fit": SGD | {"lr": 0.01}}  # a whole VGG-19, by small steps
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **SLOWLY}
 COMPRESSED = {
-    "control": after(0, 2, **SLOWLY, **OWN),
-    "zeros90": after(0, 2, callbacks=gradual(0.9, end=0.5), label="pruned, 90% zeros", **ZEROS, **OWN),
+    "control": after(0, 1, **SLOWLY, **OWN),
+    "zeros90": after(0, 1, callbacks=gradual(0.9, end=0.3), label="pruned, 90% zeros", **ZEROS, **OWN),
     "zeros95": after(
         0,
-        2,
-        callbacks=gradual(0.95, end=0.5),
+        1,
+        callbacks=gradual(0.95, end=0.3),
         label="pruned, 95% zeros",
         **ZEROS | {"shown": ("torch", "onnx int8")},
     ),
-    "zeros98": after(0, 2, callbacks=gradual(0.98, end=0.5), label="pruned, 98% zeros", **ZEROS, **OWN),
-    "at_once95": after(0, 2, change=at_once(0.95), callbacks=gradual(0.95), **SLOWLY, **OWN),
+    "zeros98": after(0, 1, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS, **OWN),
+    "at_once95": after(0, 1, change=at_once(0.95), callbacks=gradual(0.95), **SLOWLY, **OWN),
     "channels17": after(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
     "rank7": after(0.015, 2, change=rank(7, 4), file="vgg19_rank7", label="low rank", claimed=LOW_RANK),
     "lossless": after(  # all three in one call of fit
