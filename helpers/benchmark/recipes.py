@@ -95,12 +95,9 @@ STUDENTS = {
     "micro12_smoothed": Recipe(fit=SGD | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_shuffled": Recipe(fit=SGD, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
     "micro12_taught": Recipe(fit=SGD, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
-    "fast_convnet_2m_alone": learner(
-        "fast_convnet_2m", label="another shape, 2 million parameters, labels alone"
-    ),
     **{
         f"{start}_alone": learner(start)
-        for start in ("tiny_convnet", "micro_convnet", "fast_convnet", "fast_convnet_1m")
+        for start in ("tiny_convnet", "micro_convnet", "fast_convnet", "fast_convnet_1m", "fast_convnet_2m")
     },
 }
 SLOWLY = {"fit": SGD | {"lr": 0.01}}  # a whole VGG-19, by small steps
