@@ -97,14 +97,14 @@ def test_every_figure_is_drawn_by_a_notebook():
 def test_every_measured_number_outside_the_table_is_in_the_results():
     """Numbers inside the marks are written by helpers.benchmark.page, and compared in test_results."""
     outside = page.MARKS[0].join([README.split(page.MARKS[0])[0], README.split(page.MARKS[1])[1]])
-    names = ["lossless", "teacher", "tiny"]
+    names = ["lossless", "teacher", "micro"]
     table = results.beside(names).set_index(["network", "format"])
-    lossless, rounded, tiny = (table.loc[(name, "onnx int8")] for name in names)
+    lossless, rounded, micro = (table.loc[(name, "onnx int8")] for name in names)
     whole = table.loc[("teacher", "onnx")]
     computed = {
-        f"{tiny['times_smaller']:.0f} times smaller",
-        f"{tiny['times_faster']:.0f} times faster",
-        f"{tiny['correct']:,.0f} right",
+        f"{micro['times_smaller']:.0f} times smaller",
+        f"{micro['times_faster']:.0f} times faster",
+        f"{micro['correct']:,.0f} right",
         f"{lossless['times_smaller']:.0f} times smaller",
         f"{lossless['times_faster']:.0f} times faster",
         f"{lossless['correct']:,.0f} of {lossless['total']:,.0f}",
