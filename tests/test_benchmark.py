@@ -133,6 +133,9 @@ class TestRecipes:
         mirrored = replace(data.train, images=data.train.images.flip(3))
         expected = torch.cat([changes.predict(teacher, some) for some in (data.train, mirrored)]).softmax(1)
         assert torch.allclose(train.labels, expected, atol=0.01)  # bfloat16
+        monkeypatch.setattr(run.distillation, "record", None)  # the answers were kept
+        run.train(models.build("micro_convnet", width=0.2), recipe, data, ("other", 0), bench)
+        assert torch.equal(given["data"].train.labels, train.labels)
 
     @pytest.mark.parametrize(
         "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]
