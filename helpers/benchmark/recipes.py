@@ -125,6 +125,7 @@ COMPRESSED = {
         label="combined, nearly lossless",
         claimed=COMBINED,
     ),
+    "lossless_longer": after(0.02, 7, start="lossless", callbacks=gradual(0.6)),
     "combined": after(
         0.015,
         3,
