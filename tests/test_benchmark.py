@@ -30,10 +30,10 @@ UNCHANGED = Recipe.__dataclass_fields__["change"].default
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """A folder with the rows of a few recipes: the teachers, a control, a factorized and pruned network, a student."""
+    """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["control", "order_factorize_prune", "micro"], bench),
+        plan(["teacher2", "dense", "lossless", "micro"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -100,6 +100,12 @@ class TestRecipes:
         assert gradual(0.8)(model)[0].schedule.initial_sparsity == pytest.approx(0.5, abs=0.001)
         assert gradual(0.3)(model)[0].schedule.initial_sparsity == 0.3
 
+    def test_changes_follow_each_other(self):
+        seen = []
+        change = changes.then(lambda m, lab: seen.append(1) or m, lambda m, lab: seen.append(lab) or m)
+        assert change("model", "lab") == "model"
+        assert seen == [1, "lab"]
+
     def test_smaller_pictures_are_means(self):
         data = load_data("digits", train_limit=20)
         smaller = changes.at_pixels(16)(data, None, 0)
@@ -122,7 +128,7 @@ class TestRecipes:
         teacher, given = models.build("micro_convnet", width=0.2).eval(), {}
         monkeypatch.setattr(run, "opened", lambda name, path: teacher)
         monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
-        recipe = NETWORKS["tiny"]
+        recipe = NETWORKS["tiny_convnet_taught"]
         bench = SimpleNamespace(
             file=lambda name: None, mark=str, work=tmp_path, trial=True, length=lambda recipe: 1
         )
@@ -190,10 +196,9 @@ class TestRecipes:
 
 class TestPlan:
     def test_parents_come_first_and_are_added_where_they_are_missing(self, tmp_path):
-        graph = plan(["combined"], Bench(tmp_path, "digits"))
-        assert graph[("combined", 0)] == {("channels17", 0), ("teacher", 2)}
-        assert graph[("channels17", 0)] == {("teacher", 2)}
-        assert graph[("teacher", 2)] == {("teacher2", 1)}
+        graph = plan(["lossless"], Bench(tmp_path, "digits"))
+        assert graph[("lossless", 0)] == {("rank6", 0), ("teacher2", 1)}
+        assert graph[("rank6", 0)] == {("teacher2", 1)}
         assert graph[("teacher2", 1)] == {("teacher1", 0)}
         assert graph[("teacher1", 0)] == set()
 
@@ -201,10 +206,10 @@ class TestPlan:
         assert plan(["curve_pictures_4"], Bench(tmp_path)) == {("curve_pictures_4", 0): set()}
 
     def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
-        assert plan(["teacher", "rank7", "lossless", "combined", "micro"], Bench()) == {}
-        monkeypatch.setitem(NETWORKS, "rank7", replace(NETWORKS["rank7"], epochs=9))
-        with pytest.raises(ValueError, match=r"out must be given for rank7: .* is published"):
-            plan(["rank7"], Bench())
+        assert plan(["teacher", "rank6", "lossless", "pruned95", "micro"], Bench()) == {}
+        monkeypatch.setitem(NETWORKS, "rank6", replace(NETWORKS["rank6"], epochs=5))
+        with pytest.raises(ValueError, match=r"out must be given for rank6: .* is published"):
+            plan(["rank6"], Bench())
 
     @pytest.mark.parametrize("otherwise", [{"data": "digits"}, {"epochs": 1}])
     def test_other_settings_ask_for_a_folder(self, otherwise):
@@ -258,13 +263,13 @@ class TestPlan:
         )
 
     def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
-        asked = "helpers.benchmark micro_convnet_alone --data digits --formats torch --workers 2 --seeds 0 1"
+        asked = "helpers.benchmark micro12_alone --data digits --formats torch --workers 2 --seeds 0 1"
         monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
         rows = results.latest(tmp_path / "results")
-        assert sorted(rows[rows["network"] == "micro_convnet_alone"]["seed"]) == [0, 1]
+        assert sorted(rows[rows["network"] == "micro12_alone"]["seed"]) == [0, 1]
 
 
 class TestRun:
@@ -272,15 +277,15 @@ class TestRun:
         rows = results.latest(bench.results).set_index(["network", "format"])
         marks = {
             name: f"{name}@{fingerprint(bench.file(name))}"
-            for name in ("teacher1", "teacher2", "teacher", "order_factorize", "micro12_taught")
+            for name in ("teacher1", "teacher2", "rank6", "lossless")
         }
-        assert rows.loc[("order_factorize_prune", "onnx"), "start"] == marks["order_factorize"]
-        assert rows.loc[("order_factorize_prune", "onnx int8"), "teacher"] == marks["teacher"]
+        assert rows.loc[("lossless", "onnx"), "start"] == marks["rank6"]
+        assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
         assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
-            marks["micro12_taught"],
-            marks["teacher"],
+            "micro_convnet",
+            marks["rank6"],
         ]
         assert (rows["data"] == "digits").all()
         assert (rows["commit"] != "").all()
@@ -292,7 +297,7 @@ class TestRun:
             answers = results.answers(row, bench.results)
             assert int((answers == labels).sum()) == row["correct"]
             assert row["total"] == len(labels) == 300
-        own = rows[rows["network"] == "order_factorize_prune"].set_index("format")
+        own = rows[rows["network"] == "lossless"].set_index("format")
         assert own.loc["onnx int8", "zip_bytes"] < own.loc["onnx int8", "bytes"] < own.loc["onnx", "bytes"]
         assert own.loc["onnx", "agreeing"] == 1
         assert 0.3 < own["nonzeros"].iloc[0] / own["parameters"].iloc[0] < 0.5
@@ -306,16 +311,16 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["control", "order_factorize_prune", "micro"], bench) == {}
-        name = "order_factorize_prune"
-        monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], start="teacher2"))
-        assert set(plan([name], bench)) == {(name, 0)}  # other parents: another run
+        assert plan(["teacher2", "dense", "lossless", "micro"], bench) == {}
+        changed = replace(NETWORKS["lossless"], start="teacher2")
+        monkeypatch.setitem(NETWORKS, "lossless", changed)
+        assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
         assert (bench.results / "networks.csv").read_text() == before
 
     def test_measured_anew_a_network_has_the_same_answers(self, bench):
-        before = results.row("control", folder=bench.results)
-        run.remeasure("control", 0, bench)
-        after = results.row("control", folder=bench.results)
+        before = results.row("dense", folder=bench.results)
+        run.remeasure("dense", 0, bench)
+        after = results.row("dense", folder=bench.results)
         same = [
             "network",
             "start",
@@ -328,36 +333,32 @@ class TestRun:
             "bytes",
         ]
         assert after[same].tolist() == before[same].tolist()
-        assert len(results.read("networks", bench.results).query("network == 'control'")) == 2
+        assert len(results.read("networks", bench.results).query("network == 'dense'")) == 2
         with pytest.raises(ValueError, match="name must be of a network that has rows"):
-            run.remeasure("zeros98", 0, bench)
+            run.remeasure("pruned98", 0, bench)
 
     def test_networks_beside_their_reference(self, bench):
-        table = results.beside(["order_factorize_prune", "control"], bench.results).set_index(
-            ["network", "format"]
-        )
-        reference = results.row("teacher", "onnx", folder=bench.results)
-        row = table.loc[("order_factorize_prune", "onnx int8")]
+        table = results.beside(["lossless", "dense"], bench.results).set_index(["network", "format"])
+        reference = results.row("teacher2", "onnx", folder=bench.results)
+        row = table.loc[("lossless", "onnx int8")]
         assert row["times_smaller"] == reference["bytes"] / row["zip_bytes"]
         assert row["points"] == pytest.approx(100 * (row["correct"] - reference["correct"]) / 300)
-        shown = results.compared(["order_factorize_prune"], ["onnx"], bench.results)
-        assert shown["network"].tolist() == ["order_factorize_prune"]
+        shown = results.compared(["lossless"], ["onnx"], bench.results)
+        assert shown["network"].tolist() == ["lossless"]
         assert shown["accuracy"].iloc[0].endswith(f"({row['correct']:.0f} of 300)") or True
 
     def test_a_scan_is_made_once(self, bench, monkeypatch):
         monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
-        first = run.scan("teacher", "weight", bench)
+        first = run.scan("teacher2", "weight", bench)
         assert len(results.read("scans", bench.results)) == len(first) == 2 * 17
-        assert run.scan("teacher", "weight", bench).equals(first)
+        assert run.scan("teacher2", "weight", bench).equals(first)
         assert set(first.columns) >= {"layer", "ratio", "recalibrated", "accuracy"}
 
     def test_the_list_says_what_is_there(self, bench):
-        lines = {
-            line.split()[0]: line for line in listed(["order_factorize_prune", "zeros98"], bench).splitlines()
-        }
-        assert "there" in lines["order_factorize_prune"]
-        assert "from order_factorize, teacher" in lines["order_factorize_prune"]
-        assert "0 of 1 seeds" in lines["zeros98"]
+        lines = {line.split()[0]: line for line in listed(["lossless", "pruned98"], bench).splitlines()}
+        assert "there" in lines["lossless"]
+        assert "from rank6, teacher2" in lines["lossless"]
+        assert "0 of 1 seeds" in lines["pruned98"]
         assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
 
     def test_the_example_of_the_readme_runs(self, tmp_path, monkeypatch):
@@ -390,6 +391,12 @@ class TestPeers:
     def model(self):
         torch.manual_seed(0)
         return models.build("vgg11", width=0.25)
+
+    def test_torch_prunes_and_settles(self, model):
+        pruned = peers.settled(peers.torch_prune(0.9)(models.build("vgg11", width=0.25), None))
+        zeros = pruning.sparsity_table(pruned)
+        assert zeros["zeros"].sum() / zeros["parameters"].sum() == pytest.approx(0.9, abs=0.001)
+        assert not any("weight_mask" in name for name, _ in pruned.named_buffers())
 
     def test_torch_pruning_stays_below_our_macs(self, model):
         ours = peers.profiling.count_macs
@@ -484,7 +491,7 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     ("words", "said"),
     [
         (["pruned97"], "name must be a recipe"),
-        (["zeros95", "--epochs", "1"], "out must name a folder"),
+        (["pruned95", "--epochs", "1"], "out must name a folder"),
     ],
 )
 def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, said, monkeypatch, capsys):
@@ -498,8 +505,8 @@ def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, 
 def test_readme_names_commands_that_the_parser_takes():
     assert parser().parse_args(
         [
-            "zeros95",
-            "rank7",
+            "pruned95",
+            "rank6",
             "--data",
             "digits",
             "--out",
@@ -511,7 +518,7 @@ def test_readme_names_commands_that_the_parser_takes():
             "ray",
             "--list",
         ]
-    ).names == ["zeros95", "rank7"]
+    ).names == ["pruned95", "rank6"]
 
 
 # -- what is published -----------------------------------------------------------------------------------------------
@@ -537,20 +544,6 @@ def test_every_published_row_is_of_a_recipe_and_of_its_parents():
         assert row["start"].partition("@")[0] == recipe.start
         assert row["teacher"].partition("@")[0] == (recipe.teacher or "labels")
         assert row["epochs"] == (recipe.gpu if "--budget gpu" in row["command"] else recipe.epochs)
-
-
-def test_every_published_network_stands_on_the_one_shipped_teacher():
-    """From it, taught by it or compared with it; but for its own two steps, and a GPU's networks beside themselves."""
-    teacher = f"teacher@{fingerprint(HOME / 'data' / 'checkpoints' / 'vgg19.safetensors')}"
-    own = {"teacher1", "teacher2", "baseline", "resnet50_base", "resnet18"}
-    for row in ROWS.to_dict("records"):
-        if row["network"] not in own:
-            assert row["reference"] == teacher
-            assert row["teacher"] in (teacher, "labels")
-        for parent in (row["start"], row["teacher"]):
-            name, _, weights = parent.partition("@")
-            known = ROWS[(ROWS["network"] == name) & (ROWS["weights"] == weights)]
-            assert name not in NETWORKS or len(known), parent
 
 
 def test_two_published_networks_are_compared_in_one_line():
