@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
+    Shuffled,
     at_once,
     at_pixels,
     by_sensitivity,
@@ -97,9 +98,12 @@ SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0,
 ARMS = {
     "micro12_alone": Recipe(start="micro_convnet", fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(start="micro_convnet", fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
-    "micro12_taught": Recipe(
-        fit=PATIENT, **RECORDED, **PAIRS | {"start": "micro_convnet", "epochs": 6}
-    ),  # as many steps
+    **{  # with recorded answers an epoch is twice as long
+        f"micro12_{arm}": Recipe(
+            fit=PATIENT, **PAIRS | RECORDED | told | {"start": "micro_convnet", "epochs": 6}
+        )
+        for arm, told in {"taught": {}, "shuffled": {"told": Shuffled}}.items()
+    },
     "micro24_taught": Recipe(start="micro12_taught", epochs=6, fit=further(0.05), **RECORDED),
     "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
     "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher1", **SHORT),
