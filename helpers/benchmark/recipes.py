@@ -251,10 +251,14 @@ SWEEP = {  # everything on the one shipped teacher, what is worth most first; an
     "one_call": on(  # all three in one call of fit
         0.015, change=rank(7, 4), callbacks=gradual(0.6, end=0.5), epochs=8
     ),
-    "one_call_longer": on(0.02, start="one_call", callbacks=gradual(0.6), epochs=7),
+    "one_call_longer": on(0.02, start="one_call", callbacks=gradual(0.6), epochs=7, file="vgg19_one_call"),
     "channels17": on(0.03, change=by_sensitivity(0.03)),
     "channels17_zeros75": on(
-        0.015, start="channels17", callbacks=gradual(0.75, end=0.5), epochs=3, exports=EVERYWHERE
+        0.015,
+        start="channels17",
+        callbacks=gradual(0.75, end=0.5),
+        epochs=3,
+        file="vgg19_channels17_zeros75",
     ),
     "rank7": on(0.015, change=rank(7, 4), epochs=2),
     **{f"{start}_taught": learner(start, **RECORDED, epochs=22) for start in SMALL},
