@@ -18,7 +18,7 @@ IMAGENET_VGG19_BYTES = (
 MARKS = ("<!-- results: written by helpers.benchmark.page from data/results -->", "<!-- end of results -->")
 BEGINNINGS = {  # what other networks are made from
     "teacher": "**Teacher** of the lessons, VGG-19",
-    "baseline": "**Next teacher**, VGG-19 by Muon",
+    "baseline": "**VGG-19** by Muon",
     "resnet50_base": "**ResNet-50** by Muon",
 }
 COLUMNS = {  # of README's tables: column, and how its numbers are written
