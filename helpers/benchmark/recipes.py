@@ -98,13 +98,12 @@ SHORT = {"epochs": 8, "fit": {"batch_size": 64}, "pictures": 4_000, "seeds": (0,
 ARMS = {
     "micro12_alone": Recipe(start="micro_convnet", fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(start="micro_convnet", fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
-    **{  # with recorded answers an epoch is twice as long
-        f"micro12_{arm}": Recipe(
-            fit=PATIENT, **PAIRS | RECORDED | told | {"start": "micro_convnet", "epochs": 6}
-        )
-        for arm, told in {"taught": {}, "shuffled": {"told": Shuffled}}.items()
-    },
-    "micro24_taught": Recipe(start="micro12_taught", epochs=6, fit=further(0.05), **RECORDED),
+    "micro12_taught": Recipe(start="micro_convnet", fit=STUDENT, teacher="rank6", **PAIRS),
+    "micro12_shuffled": Recipe(start="micro_convnet", fit=STUDENT, teacher="rank6", told=Shuffled, **PAIRS),
+    "micro12_recorded": Recipe(  # as many steps: an epoch of recorded answers is twice as long
+        start="micro_convnet", fit=PATIENT, **PAIRS | RECORDED | {"epochs": 6}
+    ),
+    "micro24_taught": Recipe(start="micro12_recorded", epochs=6, fit=further(0.05), **RECORDED),
     "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
     "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher1", **SHORT),
 }
@@ -229,12 +228,12 @@ PEERS = {  # our methods and those of well-known libraries, from the same networ
 
 MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
 QUICK, FIRST_MUON = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
+FROM = {"start": "teacher", "gpu": 15, **RECORDED}
 
 
 def on(lr: float, **settings: object) -> Recipe:
     """Return the recipe of a network made from the teacher, taught by its recorded answers."""
-    given = {"start": "teacher", "epochs": 4, "gpu": 15, "fit": MUON | {"lr": lr, "batch_size": 250}}
-    return Recipe(**{**given, **RECORDED, **settings})
+    return Recipe(**{**FROM, "epochs": 4, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
 
 
 def learner(start: str, **settings: object) -> Recipe:
@@ -246,7 +245,6 @@ def learner(start: str, **settings: object) -> Recipe:
 
 SMALL = ("fast_convnet", "micro_convnet", "tiny_convnet")
 OF50 = {"teacher": "resnet50_base", "reference": "resnet50_base", "recorded": False}
-SLOWLY = {"fit": further(0.01), "epochs": 1}
 SWEEP = {  # everything on the one shipped teacher, what is worth most first; and what a GPU made without it
     "one_call": on(  # all three in one call of fit
         0.015, change=rank(7, 4), callbacks=gradual(0.6, end=0.5), epochs=8
@@ -262,10 +260,13 @@ SWEEP = {  # everything on the one shipped teacher, what is worth most first; an
     ),
     "rank7": on(0.015, change=rank(7, 4), epochs=2),
     **{f"{start}_taught": learner(start, **RECORDED, epochs=22) for start in SMALL},
-    "zeros95": on(0, callbacks=gradual(0.95, end=0.3), **SLOWLY),
-    "control": on(0, **SLOWLY, **OWN),
-    "at_once95": on(0, change=at_once(0.95), callbacks=gradual(0.95), **SLOWLY, **OWN),
-    **{f"zeros{part}": on(0, callbacks=gradual(part / 100, end=0.3), **SLOWLY, **OWN) for part in (90, 98)},
+    "zeros95": after(0.01, 1, callbacks=gradual(0.95, end=0.3), **FROM),
+    "control": after(0.01, 1, **FROM, **OWN),
+    "at_once95": after(0.01, 1, change=at_once(0.95), callbacks=gradual(0.95), **FROM, **OWN),
+    **{
+        f"zeros{part}": after(0.01, 1, callbacks=gradual(part / 100, end=0.3), **FROM, **OWN)
+        for part in (90, 98)
+    },
     "baseline": Recipe(
         start="vgg19",
         epochs=16,
