@@ -104,7 +104,7 @@ def recorded(recipe: Recipe, teacher: nn.Module, split: Split, bench: Bench) -> 
         logits = distillation.record(teacher.to(results.state().device), split)
         with atomic_path(path) as part, part.open("wb") as file:
             np.save(file, logits.cpu().numpy())
-    return distillation.answered(split, torch.from_numpy(np.load(path)))
+    return distillation.answered(split, torch.from_numpy(np.load(path, allow_pickle=False)))
 
 
 def keep(model: nn.Module, path: Path, history: pd.DataFrame | None) -> Path:
