@@ -260,11 +260,11 @@ SWEEP = {  # everything on the one shipped teacher, what is worth most first; an
     ),
     "rank7": on(0.015, change=rank(7, 4), epochs=2),
     **{f"{start}_taught": learner(start, **RECORDED, epochs=22) for start in SMALL},
-    "zeros95": after(0.01, 1, callbacks=gradual(0.95, end=0.3), **FROM),
-    "control": after(0.01, 1, **FROM, **OWN),
-    "at_once95": after(0.01, 1, change=at_once(0.95), callbacks=gradual(0.95), **FROM, **OWN),
+    "zeros95": after(0.01, 2, callbacks=gradual(0.95, end=0.3), **FROM),
+    "control": after(0.01, 2, **FROM, **OWN),
+    "at_once95": after(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **FROM, **OWN),
     **{
-        f"zeros{part}": after(0.01, 1, callbacks=gradual(part / 100, end=0.3), **FROM, **OWN)
+        f"zeros{part}": after(0.01, 2, callbacks=gradual(part / 100, end=0.3), **FROM, **OWN)
         for part in (90, 98)
     },
     "baseline": Recipe(
