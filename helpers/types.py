@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pandas as pd
 from pydantic import (
     AfterValidator,
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable)
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+PLAIN = (bool, int, float, str, bytes, tuple, list, dict, type(None))  # pydantic's strict mode knows them
 LARGEST = 2**53  # of whole numbers: beyond it a float cannot count
 
 
@@ -105,9 +107,31 @@ def _exact(hint: Any) -> Any:
         return Union[tuple(_exact(part) for part in parts)]  # noqa: UP007 -- of a tuple
     if origin is Callable or hint is Callable:
         return Callable
-    if parts and origin is not Literal:
-        return origin[tuple(part if part is ... else _exact(part) for part in parts)]
-    return _instance(hint) if isinstance(hint, type) and hint.__module__ != "builtins" else hint
+    if origin is Literal:
+        return Annotated[hint, BeforeValidator(functools.partial(_one_of, parts))]
+    if parts:
+        exact = origin[tuple(part if part is ... else _exact(part) for part in parts)]
+        fixed = origin is tuple and ... not in parts
+        return Annotated[exact, BeforeValidator(functools.partial(_so_many, len(parts)))] if fixed else exact
+    if hint is bool:
+        return Annotated[bool, BeforeValidator(lambda value: bool(value) if _is_flag(value) else value)]
+    return _instance(hint) if isinstance(hint, type) and hint not in (Any, *PLAIN) else hint
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _one_of(allowed: tuple, value: Any) -> Any:
+    if _is_flag(value) and not any(_is_flag(one) for one in allowed):  # True == 1, and means something else
+        raise PydanticCustomError("literal_error", f"be {' or '.join(map(repr, allowed))}")
+    return value
+
+
+def _so_many(count: int, value: Any) -> Any:
+    if isinstance(value, tuple) and len(value) != count:
+        raise PydanticCustomError("tuple_length", f"be a tuple of {count}")
+    return value
 
 
 def _instance(kind: type) -> Any:
@@ -201,7 +225,7 @@ def tensor(dimensions: int | None = None) -> Any:
     def check(value: Tensor) -> Tensor:
         if dimensions is not None and value.ndim != dimensions:
             raise ValueError(f"have {dimensions} dimensions")
-        if value.is_complex() or not value.numel() or not value.isfinite().all():
+        if value.is_meta or value.is_complex() or not value.numel() or not value.isfinite().all():
             raise ValueError("hold real, finite numbers, at least one")
         return value
 

@@ -415,8 +415,7 @@ def test_a_value_that_cannot_be_shown_and_one_that_is_long():
     ],
     ids=["any", "slice", "flag", "literal", "longer", "shorter", "meta"],
 )
-@pytest.mark.xfail(strict=True, reason="not yet put right in helpers/types.py")
-def test_what_types_does_not_do_yet(hint, value, taken):
+def test_corners(hint, value, taken):
     if taken:
         assert taker(hint)(value) == value
     else:
