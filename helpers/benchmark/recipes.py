@@ -103,6 +103,7 @@ ARMS = {
     "micro12_recorded": Recipe(  # as many steps: an epoch of recorded answers is twice as long
         start="micro_convnet", fit=PATIENT, **PAIRS | RECORDED | {"epochs": 6}
     ),
+    "micro12_answered": Recipe(start="micro_convnet", fit=STUDENT, **PAIRS | RECORDED | {"epochs": 6}),
     "micro24_taught": Recipe(start="micro12_recorded", epochs=6, fit=further(0.05), **RECORDED),
     "tiny4000_alone": Recipe(start="tiny_convnet", **SHORT),
     "tiny4000_taught": Recipe(start="tiny_convnet", teacher="teacher1", **SHORT),
@@ -229,6 +230,7 @@ PEERS = {  # our methods and those of well-known libraries, from the same networ
 MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
 QUICK, FIRST_MUON = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
 FROM = {"start": "teacher", "gpu": 15, **RECORDED}
+SOON = FROM | {"gpu": 0, "pictures": 6_400, **ONNX}
 
 
 def on(lr: float, **settings: object) -> Recipe:
@@ -259,6 +261,14 @@ SWEEP = {  # everything on the one shipped teacher, what is worth most first; an
         file="vgg19_channels17_zeros75",
     ),
     "rank7": on(0.015, change=rank(7, 4), epochs=2),
+    "factorized4": after(0.005, 1, change=rank(4), **SOON | OWN),  # two orders of the same steps
+    "factorized4_zeros60": after(0.005, 1, **SOON | {"start": "factorized4"}, callbacks=gradual(0.6)),
+    "zeros60": after(0.005, 1, **SOON | OWN, callbacks=gradual(0.6)),
+    "zeros60_factorized4": after(0.005, 1, **SOON | {"start": "zeros60"}, change=rank(4)),
+    "channels_by_torch_pruning": after(0.005, 1, change=peers.as_few_macs(by_sensitivity(0.01)), **SOON),
+    "channels_by_scan": after(0.005, 1, change=by_sensitivity(0.01), **SOON),
+    "rank_by_tensorly": after(0.005, 1, change=peers.tucker(4), **SOON),
+    "rank_by_svd": after(0.005, 1, change=rank(4, count="parameters"), **SOON),
     **{f"{start}_taught": learner(start, **RECORDED, epochs=22) for start in SMALL},
     "zeros95": after(0.01, 2, callbacks=gradual(0.95, end=0.3), **FROM),
     "control": after(0.01, 2, **FROM, **OWN),
