@@ -30,10 +30,10 @@ UNCHANGED = Recipe.__dataclass_fields__["change"].default
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """A folder with the rows of a few recipes: two teachers, a pruned network, a taught student, all formats of none."""
+    """A folder with the rows of a few recipes: the teachers, a control, a factorized and pruned network, a student."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["teacher2", "dense", "lossless", "micro"], bench),
+        plan(["control", "factorized4_zeros60", "micro12_answered"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -121,7 +121,7 @@ class TestRecipes:
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
 
-    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, tmp_path, monkeypatch):
+    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, monkeypatch):
         data = load_data("digits", train_limit=20)
         data = replace(data, train=replace(data.train, mirror=True))
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ class TestRecipes:
         monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
         recipe = NETWORKS["tiny_convnet_taught"]
         bench = SimpleNamespace(
-            file=lambda name: None, mark=str, work=tmp_path, trial=True, length=lambda recipe: 1
+            file=lambda name: None, work=HOME / "build", trial=True, length=lambda recipe: 1
         )
         run.train(models.build("micro_convnet", width=0.2), recipe, data, ("some", 0), bench)
         train = given["data"].train
@@ -139,9 +139,6 @@ class TestRecipes:
         mirrored = replace(data.train, images=data.train.images.flip(3))
         expected = torch.cat([changes.predict(teacher, some) for some in (data.train, mirrored)]).softmax(1)
         assert torch.allclose(train.labels, expected, atol=0.01)  # bfloat16
-        monkeypatch.setattr(run.distillation, "record", None)  # the answers were kept
-        run.train(models.build("micro_convnet", width=0.2), recipe, data, ("other", 0), bench)
-        assert torch.equal(given["data"].train.labels, train.labels)
 
     @pytest.mark.parametrize(
         "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]
@@ -179,7 +176,7 @@ class TestRecipes:
             torch.equal(a.half(), b.half())
             for a, b in zip(small.parameters(), back.parameters(), strict=True)
         )
-        assert type(fresh("tiny", 10, 0.25)) is type(models.build("tiny_convnet"))
+        assert type(fresh("tiny_convnet_taught", 10, 0.25)) is type(models.build("tiny_convnet"))
 
     def test_the_least_sure_are_those_of_small_largest_probability(self):
         data = load_data("digits", train_limit=200)
@@ -196,9 +193,10 @@ class TestRecipes:
 
 class TestPlan:
     def test_parents_come_first_and_are_added_where_they_are_missing(self, tmp_path):
-        graph = plan(["lossless"], Bench(tmp_path, "digits"))
-        assert graph[("lossless", 0)] == {("rank6", 0), ("teacher2", 1)}
-        assert graph[("rank6", 0)] == {("teacher2", 1)}
+        graph = plan(["channels17_zeros75"], Bench(tmp_path, "digits"))
+        assert graph[("channels17_zeros75", 0)] == {("channels17", 0), ("teacher", 2)}
+        assert graph[("channels17", 0)] == {("teacher", 2)}
+        assert graph[("teacher", 2)] == {("teacher2", 1)}
         assert graph[("teacher2", 1)] == {("teacher1", 0)}
         assert graph[("teacher1", 0)] == set()
 
@@ -206,10 +204,11 @@ class TestPlan:
         assert plan(["curve_pictures_4"], Bench(tmp_path)) == {("curve_pictures_4", 0): set()}
 
     def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
-        assert plan(["teacher", "rank6", "lossless", "pruned95", "micro"], Bench()) == {}
-        monkeypatch.setitem(NETWORKS, "rank6", replace(NETWORKS["rank6"], epochs=5))
-        with pytest.raises(ValueError, match=r"out must be given for rank6: .* is published"):
-            plan(["rank6"], Bench())
+        assert plan(["teacher", "rank7", "lossless", "combined", "micro12_answered"], Bench()) == {}
+        name = "channels17_zeros75"
+        monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], epochs=9))
+        with pytest.raises(ValueError, match=rf"out must be given for {name}: .* is published"):
+            plan([name], Bench())
 
     @pytest.mark.parametrize("otherwise", [{"data": "digits"}, {"epochs": 1}])
     def test_other_settings_ask_for_a_folder(self, otherwise):
@@ -263,13 +262,13 @@ class TestPlan:
         )
 
     def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
-        asked = "helpers.benchmark micro12_alone --data digits --formats torch --workers 2 --seeds 0 1"
+        asked = "helpers.benchmark micro_convnet_alone --data digits --formats torch --workers 2 --seeds 0 1"
         monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
         rows = results.latest(tmp_path / "results")
-        assert sorted(rows[rows["network"] == "micro12_alone"]["seed"]) == [0, 1]
+        assert sorted(rows[rows["network"] == "micro_convnet_alone"]["seed"]) == [0, 1]
 
 
 class TestRun:
@@ -277,15 +276,15 @@ class TestRun:
         rows = results.latest(bench.results).set_index(["network", "format"])
         marks = {
             name: f"{name}@{fingerprint(bench.file(name))}"
-            for name in ("teacher1", "teacher2", "rank6", "lossless")
+            for name in ("teacher1", "teacher2", "teacher", "factorized4")
         }
-        assert rows.loc[("lossless", "onnx"), "start"] == marks["rank6"]
-        assert rows.loc[("lossless", "onnx int8"), "teacher"] == marks["teacher2"]
+        assert rows.loc[("factorized4_zeros60", "onnx"), "start"] == marks["factorized4"]
+        assert rows.loc[("factorized4_zeros60", "onnx int8"), "teacher"] == marks["teacher"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
-        assert rows.loc[("micro", "onnx"), ["start", "teacher"]].tolist() == [
+        assert rows.loc[("micro12_answered", "torch"), ["start", "teacher"]].iloc[0].tolist() == [
             "micro_convnet",
-            marks["rank6"],
+            marks["teacher"],
         ]
         assert (rows["data"] == "digits").all()
         assert (rows["commit"] != "").all()
@@ -297,7 +296,7 @@ class TestRun:
             answers = results.answers(row, bench.results)
             assert int((answers == labels).sum()) == row["correct"]
             assert row["total"] == len(labels) == 300
-        own = rows[rows["network"] == "lossless"].set_index("format")
+        own = rows[rows["network"] == "factorized4_zeros60"].set_index("format")
         assert own.loc["onnx int8", "zip_bytes"] < own.loc["onnx int8", "bytes"] < own.loc["onnx", "bytes"]
         assert own.loc["onnx", "agreeing"] == 1
         assert 0.3 < own["nonzeros"].iloc[0] / own["parameters"].iloc[0] < 0.5
@@ -311,16 +310,16 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["teacher2", "dense", "lossless", "micro"], bench) == {}
-        changed = replace(NETWORKS["lossless"], start="teacher2")
-        monkeypatch.setitem(NETWORKS, "lossless", changed)
-        assert set(plan(["lossless"], bench)) == {("lossless", 0)}  # other parents: another run
+        assert plan(["control", "factorized4_zeros60", "micro12_answered"], bench) == {}
+        name = "factorized4_zeros60"
+        monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], start="teacher2"))
+        assert set(plan([name], bench)) == {(name, 0)}  # other parents: another run
         assert (bench.results / "networks.csv").read_text() == before
 
     def test_measured_anew_a_network_has_the_same_answers(self, bench):
-        before = results.row("dense", folder=bench.results)
-        run.remeasure("dense", 0, bench)
-        after = results.row("dense", folder=bench.results)
+        before = results.row("control", folder=bench.results)
+        run.remeasure("control", 0, bench)
+        after = results.row("control", folder=bench.results)
         same = [
             "network",
             "start",
@@ -333,32 +332,36 @@ class TestRun:
             "bytes",
         ]
         assert after[same].tolist() == before[same].tolist()
-        assert len(results.read("networks", bench.results).query("network == 'dense'")) == 2
+        assert len(results.read("networks", bench.results).query("network == 'control'")) == 2
         with pytest.raises(ValueError, match="name must be of a network that has rows"):
-            run.remeasure("pruned98", 0, bench)
+            run.remeasure("zeros98", 0, bench)
 
     def test_networks_beside_their_reference(self, bench):
-        table = results.beside(["lossless", "dense"], bench.results).set_index(["network", "format"])
-        reference = results.row("teacher2", "onnx", folder=bench.results)
-        row = table.loc[("lossless", "onnx int8")]
+        table = results.beside(["factorized4_zeros60", "control"], bench.results).set_index(
+            ["network", "format"]
+        )
+        reference = results.row("teacher", "onnx", folder=bench.results)
+        row = table.loc[("factorized4_zeros60", "onnx int8")]
         assert row["times_smaller"] == reference["bytes"] / row["zip_bytes"]
         assert row["points"] == pytest.approx(100 * (row["correct"] - reference["correct"]) / 300)
-        shown = results.compared(["lossless"], ["onnx"], bench.results)
-        assert shown["network"].tolist() == ["lossless"]
+        shown = results.compared(["factorized4_zeros60"], ["onnx"], bench.results)
+        assert shown["network"].tolist() == ["factorized4_zeros60"]
         assert shown["accuracy"].iloc[0].endswith(f"({row['correct']:.0f} of 300)") or True
 
     def test_a_scan_is_made_once(self, bench, monkeypatch):
         monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
-        first = run.scan("teacher2", "weight", bench)
+        first = run.scan("teacher", "weight", bench)
         assert len(results.read("scans", bench.results)) == len(first) == 2 * 17
-        assert run.scan("teacher2", "weight", bench).equals(first)
+        assert run.scan("teacher", "weight", bench).equals(first)
         assert set(first.columns) >= {"layer", "ratio", "recalibrated", "accuracy"}
 
     def test_the_list_says_what_is_there(self, bench):
-        lines = {line.split()[0]: line for line in listed(["lossless", "pruned98"], bench).splitlines()}
-        assert "there" in lines["lossless"]
-        assert "from rank6, teacher2" in lines["lossless"]
-        assert "0 of 1 seeds" in lines["pruned98"]
+        lines = {
+            line.split()[0]: line for line in listed(["factorized4_zeros60", "zeros98"], bench).splitlines()
+        }
+        assert "there" in lines["factorized4_zeros60"]
+        assert "from factorized4, teacher" in lines["factorized4_zeros60"]
+        assert "0 of 1 seeds" in lines["zeros98"]
         assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
 
     def test_the_example_of_the_readme_runs(self, tmp_path, monkeypatch):
@@ -391,12 +394,6 @@ class TestPeers:
     def model(self):
         torch.manual_seed(0)
         return models.build("vgg11", width=0.25)
-
-    def test_torch_prunes_and_settles(self, model):
-        pruned = peers.settled(peers.torch_prune(0.9)(models.build("vgg11", width=0.25), None))
-        zeros = pruning.sparsity_table(pruned)
-        assert zeros["zeros"].sum() / zeros["parameters"].sum() == pytest.approx(0.9, abs=0.001)
-        assert not any("weight_mask" in name for name, _ in pruned.named_buffers())
 
     def test_torch_pruning_stays_below_our_macs(self, model):
         ours = peers.profiling.count_macs
@@ -491,7 +488,7 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     ("words", "said"),
     [
         (["pruned97"], "name must be a recipe"),
-        (["pruned95", "--epochs", "1"], "out must name a folder"),
+        (["zeros95", "--epochs", "1"], "out must name a folder"),
     ],
 )
 def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, said, monkeypatch, capsys):
@@ -505,8 +502,8 @@ def test_a_wrong_name_and_missing_folder_are_refused_by_the_command_line(words, 
 def test_readme_names_commands_that_the_parser_takes():
     assert parser().parse_args(
         [
-            "pruned95",
-            "rank6",
+            "zeros95",
+            "rank7",
             "--data",
             "digits",
             "--out",
@@ -518,7 +515,7 @@ def test_readme_names_commands_that_the_parser_takes():
             "ray",
             "--list",
         ]
-    ).names == ["pruned95", "rank6"]
+    ).names == ["zeros95", "rank7"]
 
 
 # -- what is published -----------------------------------------------------------------------------------------------
@@ -544,6 +541,20 @@ def test_every_published_row_is_of_a_recipe_and_of_its_parents():
         assert row["start"].partition("@")[0] == recipe.start
         assert row["teacher"].partition("@")[0] == (recipe.teacher or "labels")
         assert row["epochs"] == (recipe.gpu if "--budget gpu" in row["command"] else recipe.epochs)
+
+
+def test_every_published_network_stands_on_the_one_shipped_teacher():
+    """From it, taught by it or compared with it; but for its own two steps, and a GPU's networks beside themselves."""
+    teacher = f"teacher@{fingerprint(HOME / 'data' / 'checkpoints' / 'vgg19.safetensors')}"
+    own = {"teacher1", "teacher2", "baseline", "resnet50_base", "resnet18"}
+    for row in ROWS.to_dict("records"):
+        if row["network"] not in own:
+            assert row["reference"] == teacher
+            assert row["teacher"] in (teacher, "labels")
+        for parent in (row["start"], row["teacher"]):
+            name, _, weights = parent.partition("@")
+            known = ROWS[(ROWS["network"] == name) & (ROWS["weights"] == weights)]
+            assert name not in NETWORKS or len(known), parent
 
 
 def test_two_published_networks_are_compared_in_one_line():

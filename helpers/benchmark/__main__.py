@@ -1,4 +1,4 @@
-"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... pruned95 rank6`` some.
+"""Make the published rows: ``python -m helpers.benchmark`` all that are missing, ``... zeros95 rank7`` some.
 
 ``--list`` says what is there. ``--data digits --out somewhere`` tries everything out in minutes.
 ``--engine ray`` spreads the runs over a Ray cluster, ``accelerate launch -m helpers.benchmark ...`` one run
@@ -20,7 +20,7 @@ from accelerate.utils import parse_flag_from_env
 
 from helpers.benchmark import page, results, speed
 from helpers.benchmark.bench import Bench, Job, finished, plan, run_all, run_beside
-from helpers.benchmark.recipes import NETWORKS, SWEEP
+from helpers.benchmark.recipes import NETWORKS
 from helpers.benchmark.run import remeasure, run, scan
 from helpers.data import HOME
 
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="name",
-        help=f"recipes (see --list), sweep or {', '.join(MORE)}",
+        help=f"recipes (see --list) or {', '.join(MORE)}",
     )
     line.add_argument(
         "--list", action="store_true", help="say what there is, what is there, and what it takes; run nothing"
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: the sweep on one teacher, as long as a GPU can, what is worth most first",
+        help="gpu: recipes that say how long a GPU can train them, for so long",
     )
     line.add_argument(
         "--formats", nargs="+", default=(), help="measure these file formats alone, as torch; the rest later"
@@ -139,8 +139,8 @@ def main() -> None:
     results.commit()  # of the code that is loaded now, not of what is checked out hours later
     line = parser()
     chosen = line.parse_args()
-    asked = chosen.names or (["sweep"] if chosen.budget == "gpu" else [*NETWORKS, *MORE])
-    names = [one for name in asked for one in (SWEEP if name == "sweep" else [name])]
+    long = [name for name, recipe in NETWORKS.items() if recipe.gpu]
+    names = chosen.names or (long if chosen.budget == "gpu" else [*NETWORKS, *MORE])
     for name in names:
         if name not in NETWORKS and name not in MORE:
             line.error(f"name must be a recipe of --list, {' or '.join(MORE)}; got {name}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import channels, low_rank, models, pruning, quantization
+from helpers import channels, low_rank, models, pruning
 from helpers.data import Data, Split
 from helpers.distillation import shuffle_wrong
 from helpers.evaluation import predict
@@ -92,22 +92,6 @@ def whitened(model: nn.Module, lab: Lab) -> nn.Module:
 def uniform(ratio: float) -> Change:
     """The same share of channels gone from every layer."""
     return lambda model, lab: channels.prune_channels(model, lab.data.test.images[:1].float(), ratio)
-
-
-def rounded(bits: int) -> Change:
-    """The weights on a grid of so many bits."""
-    return lambda model, lab: quantization.round_weights(model, bits)
-
-
-def then(*changes: Change) -> Change:
-    """One change after the other."""
-
-    def change(model: nn.Module, lab: Lab) -> nn.Module:
-        for one in changes:
-            model = one(model, lab)
-        return model
-
-    return change
 
 
 # -- the loss --------------------------------------------------------------------------------------------

@@ -6,31 +6,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.utils.prune
 from torch import nn
 
 from helpers import profiling, pruning, quantization
 
 Change = Callable[[nn.Module, object], nn.Module]
-
-
-def torch_prune(sparsity: float) -> Change:
-    """torch.nn.utils.prune: the smallest weights of all layers, all at once, masked from then on."""
-
-    def change(model: nn.Module, lab: object) -> nn.Module:
-        layers = [(model.get_submodule(name), "weight") for name in pruning.prunable(model)]
-        nn.utils.prune.global_unstructured(layers, nn.utils.prune.L1Unstructured, amount=sparsity)
-        return model
-
-    return change
-
-
-def settled(model: nn.Module) -> nn.Module:
-    """Return ``model`` with torch.nn.utils.prune's masks multiplied into the weights, where it has any."""
-    for layer in model.modules():
-        if hasattr(layer, "weight_mask"):
-            nn.utils.prune.remove(layer, "weight")
-    return model
 
 
 def as_few_macs(ours: Change) -> Change:

@@ -34,7 +34,6 @@ class Recipe:
         temperature: of the soft targets.
         alpha: weight of the soft targets.
         callbacks: the step: what ``fit`` is given for this network.
-        finish: what is done after training.
         epochs: passes over the training pictures; 0: not trained.
         gpu: epochs where ``--budget gpu`` is asked for; 0: as many.
         fit: further arguments of ``fit``.
@@ -58,7 +57,6 @@ class Recipe:
     temperature: float = 4.0
     alpha: float = 0.9
     callbacks: Callable[[nn.Module], Sequence[Callback]] = field(default=lambda model: ())
-    finish: Callable[[nn.Module], nn.Module] = field(default=lambda model: model)
     epochs: int = 0
     gpu: int = 0
     fit: Mapping[str, object] = field(default_factory=dict)
@@ -67,7 +65,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
     exports: tuple[str, ...] = DEPLOYED
     split: Literal["test", "validation"] = "test"
-    reference: str = "teacher2"
+    reference: str = "teacher"
     file: str | None = None
     label: str = ""
     shown: tuple[str, ...] = ("onnx", "onnx int8")
