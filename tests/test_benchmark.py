@@ -121,7 +121,7 @@ class TestRecipes:
         assert torch.equal(told.sort(1).values, answers.sort(1).values)
         assert not torch.equal(told, answers)
 
-    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, monkeypatch):
+    def test_a_recorded_teacher_is_asked_for_each_picture_and_its_mirror_image(self, tmp_path, monkeypatch):
         data = load_data("digits", train_limit=20)
         data = replace(data, train=replace(data.train, mirror=True))
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ class TestRecipes:
         monkeypatch.setattr(run, "fit", lambda model, data, **rest: given.update(rest, data=data))
         recipe = NETWORKS["tiny_convnet_taught"]
         bench = SimpleNamespace(
-            file=lambda name: None, work=HOME / "build", trial=True, length=lambda recipe: 1
+            file=lambda name: None, mark=str, work=tmp_path, trial=True, length=lambda recipe: 1
         )
         run.train(models.build("micro_convnet", width=0.2), recipe, data, ("some", 0), bench)
         train = given["data"].train
@@ -139,6 +139,9 @@ class TestRecipes:
         mirrored = replace(data.train, images=data.train.images.flip(3))
         expected = torch.cat([changes.predict(teacher, some) for some in (data.train, mirrored)]).softmax(1)
         assert torch.allclose(train.labels, expected, atol=0.01)  # bfloat16
+        monkeypatch.setattr(run.distillation, "record", None)  # the answers were kept
+        run.train(models.build("micro_convnet", width=0.2), recipe, data, ("other", 0), bench)
+        assert torch.equal(given["data"].train.labels, train.labels)
 
     @pytest.mark.parametrize(
         "name", [name for name, recipe in NETWORKS.items() if recipe.change is not UNCHANGED]
@@ -204,7 +207,7 @@ class TestPlan:
         assert plan(["curve_pictures_4"], Bench(tmp_path)) == {("curve_pictures_4", 0): set()}
 
     def test_published_rows_are_there_and_nothing_published_is_written_over(self, tmp_path, monkeypatch):
-        assert plan(["teacher", "rank7", "lossless", "combined", "micro12_answered"], Bench()) == {}
+        assert plan(["teacher", "one_call_longer", "channels17_zeros75", "micro12_alone"], Bench()) == {}
         name = "channels17_zeros75"
         monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], epochs=9))
         with pytest.raises(ValueError, match=rf"out must be given for {name}: .* is published"):
