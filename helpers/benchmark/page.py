@@ -66,7 +66,7 @@ def markdown(folder: Path = PUBLISHED) -> str:
             f"{row['ratio']:.2f} times as fast as {row['library']} ({row['theirs']:.1f})."
         )
     every = compared(folder=folder)
-    every = every[~every["network"].str.startswith(("curve_", "grid_"))] if len(every) else every
+    every = every[~every["network"].str.startswith("curve_")] if len(every) else every
     details = "<details><summary>Every network and every file of it</summary>"
     return "\n".join(
         [*lines, "", _page(series_table(folder)), "", details, "", _page(every), "", "</details>"]

@@ -81,10 +81,20 @@ TEACHERS = {  # two steps to the teacher, and the teacher, from which everything
 PAIRS = {"start": "micro_convnet", "epochs": 12, "seeds": (0, 1, 2), **OWN}
 STUDENTS = {
     "tiny_convnet_taught": learner(
-        "tiny_convnet", **TAUGHT, epochs=22, label="distilled TinyConvNet", claimed=(20, 1.4, 8.1)
+        "tiny_convnet",
+        **TAUGHT,
+        epochs=22,
+        file="vgg19_tiny_convnet",
+        label="distilled TinyConvNet",
+        claimed=(20, 1.4, 8.1),
     ),
     "fast_convnet_taught": learner(
-        "fast_convnet", **TAUGHT, epochs=22, label="distilled fast_convnet", claimed=(20, 1.4, 8.1)
+        "fast_convnet",
+        **TAUGHT,
+        epochs=22,
+        file="vgg19_fast_convnet",
+        label="distilled fast_convnet",
+        claimed=(20, 1.4, 8.1),
     ),
     **{
         f"{start}_alone": learner(start)
@@ -102,6 +112,7 @@ COMPRESSED = {
         0.01,
         2,
         callbacks=gradual(0.95, end=0.3),
+        file="vgg19_zeros95",
         label="pruned, 95% zeros",
         shown=("torch", "onnx int8"),
         claimed=PRUNED,
