@@ -193,6 +193,14 @@ class TestRecipes:
             image.numpy().tobytes() in images for image in data.train.images[sure.argsort(stable=True)[:100]]
         )
 
+    def test_a_circle_of_recipes_is_refused(self, monkeypatch):
+        for name, start in (("egg", "hen"), ("hen", "egg")):
+            monkeypatch.setitem(NETWORKS, name, Recipe(start=start))
+        with pytest.raises(
+            ValueError, match=r"^start must lead back to an architecture, got a circle through 'egg'"
+        ):
+            fresh("egg", 10)
+
 
 class TestPlan:
     def test_parents_come_first_and_are_added_where_they_are_missing(self, tmp_path):

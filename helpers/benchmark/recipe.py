@@ -84,7 +84,11 @@ def fresh(name: str, classes: int, width: float = 1.0) -> nn.Module:
     "torchvision/resnet18" is torchvision's; a name without a slash is of ``models.build``. ``width`` is for
     the latter alone.
     """
+    seen = set()
     while name in NETWORKS:
+        if name in seen:
+            raise ValueError(f"start must lead back to an architecture, got a circle through {name!r}")
+        seen.add(name)
         name = NETWORKS[name].start
     family, _, own = name.rpartition("/")
     if family:

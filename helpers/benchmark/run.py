@@ -5,7 +5,6 @@ A killed run goes on from its last epoch, and a finished row is not run again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from helpers.checkpoint import Checkpoint
 from helpers.data import Data, Split, load_data
 from helpers.distillation import DistillationLoss
 from helpers.evaluation import measure
-from helpers.files import atomic_path, fingerprint
+from helpers.files import atomic_path, digest, fingerprint
 from helpers.training import fit
 
 RATIOS = {"weight": (0.5, 0.8, 0.9, 0.95, 0.98), "channel": (0.25, 0.5, 0.75, 0.9)}  # of the scans
@@ -96,10 +95,8 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
 
 def recorded(recipe: Recipe, teacher: nn.Module, split: Split, bench: Bench) -> Split:
     """Return pictures with the teacher's answers; they are kept for the next recipe that asks the same."""
-    asked = (
-        f"{recipe.teacher} {bench.mark(recipe.teacher)} {recipe.told.__qualname__} {split.labels.tolist()}"
-    )
-    path = bench.work / "answers" / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npy"
+    asked = digest({"labels": split.labels}, f"{bench.mark(recipe.teacher)} {recipe.told.__qualname__}")
+    path = bench.work / "answers" / f"{asked[:16]}.npy"
     if not path.exists():
         logits = distillation.record(teacher.to(results.state().device), split)
         with atomic_path(path) as part, part.open("wb") as file:
