@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: recipes that say how long a GPU can train them, for so long",
+        help="gpu: recipes that say how long a GPU can train them, for so long; asks for --out",
     )
     line.add_argument(
         "--formats", nargs="+", default=(), help="measure these file formats alone, as torch; the rest later"

@@ -31,7 +31,7 @@ STUDENT = {"batch_size": 128, "lr": 0.1}
 MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
 QUICK, FIRST_MUON = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
 
-OWN, ONNX = {"exports": TORCH}, {"exports": DEPLOYED[1:]}  # in PyTorch alone; in ONNX Runtime alone
+OWN = {"exports": TORCH}  # in PyTorch alone
 TAUGHT = {"teacher": "teacher", "recorded": True}  # an epoch is then all pictures and their mirror images
 FROM = {"start": "teacher", "gpu": 15, **TAUGHT}
 PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
@@ -103,7 +103,7 @@ STUDENTS = {
     "micro12_alone": Recipe(fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
-    "micro12_shuffled": Recipe(fit=STUDENT, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
+    "micro12_shuffled": Recipe(fit=STUDENT, teacher="teacher", told=Shuffled, **PAIRS),
 }
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
@@ -158,8 +158,8 @@ CURVE = {
     for times in (2, 4, 7)
 }
 
-SOON = {"gpu": 0, "pictures": 6_400, **ONNX}
-ORDERS = {  # the same three steps in another order; the last rounding is the export's
+SOON = {"gpu": 0, "pictures": 6_400, "exports": DEPLOYED[1:]}  # in ONNX Runtime alone
+ORDERS = {  # the same two steps in either order
     "factorized4": slowly(0.005, 1, change=rank(4), **SOON | OWN),
     "factorized4_zeros60": slowly(0.005, 1, start="factorized4", callbacks=gradual(0.6), **SOON),
     "zeros60": slowly(0.005, 1, callbacks=gradual(0.6), **SOON | OWN),
