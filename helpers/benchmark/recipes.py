@@ -75,7 +75,6 @@ TEACHERS = {  # two steps to the teacher, and the teacher, from which everything
         seeds=(2,),
         file="vgg19",
         label="the network they are made from",
-        exports=EVERYWHERE,
     ),
 }
 PAIRS = {"start": "micro_convnet", "epochs": 12, "seeds": (0, 1, 2), **OWN}
@@ -103,6 +102,7 @@ STUDENTS = {
     "micro12_alone": Recipe(fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
+    "micro12_recorded": Recipe(fit=STUDENT | {"warmup": 0.05}, **PAIRS | TAUGHT | {"epochs": 6}),
     "micro12_shuffled": Recipe(fit=STUDENT, teacher="teacher", told=Shuffled, **PAIRS),
 }
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
