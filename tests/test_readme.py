@@ -102,7 +102,11 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
     computed = {f"{table.loc[('teacher', 'onnx'), 'correct']:,.0f} of 10,000"}
     for name in names:
         row = table.loc[(name, "onnx int8")]
-        counts = f"| {row['times_smaller']:.0f} | {row['times_faster']:.0f} | {row['correct']:,.0f} | {row['p_value']:.2g} |"
+        smaller, faster = (
+            f"{row[key]:.0f}" if row[key] >= 10 else f"{row[key]:.1f}"
+            for key in ("times_smaller", "times_faster")
+        )
+        counts = f"| {smaller} | {faster} | {row['correct']:,.0f} | {row['p_value']:.2g} |"
         computed.add(f"{counts} `python -m helpers.benchmark {name}` |")
         file = NETWORKS[name].file
         assert (HOME / "data" / "checkpoints" / f"{file}.safetensors").exists(), name
