@@ -24,7 +24,7 @@ OTHERS = sorted(
     path.stem for path in CHECKPOINTS.glob("vgg19*.safetensors") if path.stem != "vgg19_channels17_zeros75"
 )
 CLOSE_CALLS = {"vgg19_fast_convnet": 0.96}  # so small that 99% of the pictures is more than rounding leaves
-LARGE = ("vgg19",)  # in 8 bits as sure of their classes as before: few pictures show as much
+LARGE = ("vgg19", "vgg19_zeros95")  # in 8 bits as sure of their classes as before: few pictures show as much
 FORMATS = {  # suffix, bytes of a weight, and how to write it, with which share of equal classes
     "onnx": (".onnx", 4, lambda model, path, some, few, share: export.to_onnx(model, path, some)),
     "onnx int8": (".onnx", 1, lambda model, path, some, few, share: export.quantize_onnx(model, path, few, some, agreement=share)),
