@@ -240,8 +240,8 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: P
         ups = [up for far in range(2, 36, 3) for up in (far, -far - box.height)]
         for move in ((side, up) for up in ups for side in (8, -8 - box.width)):
             there = box.translated(*move).padded(3)
-            outside = axes.bbox.count_contains(there.corners()) < 4
-            hits = there.count_overlaps(taken) + line.intersects_bbox(there, filled=False) + outside
+            outside = axes.bbox.count_contains(there.corners()) < 4  # worse than anything within
+            hits = there.count_overlaps(taken) + line.intersects_bbox(there, filled=False) + 9 * outside
             found.append((hits, len(found), move, there))
         _, _, move, there = min(found)
         text.set_position(move)
