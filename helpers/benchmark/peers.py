@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from helpers import profiling, pruning, quantization
-
-Change = Callable[[nn.Module, object], nn.Module]
+from helpers.benchmark.changes import Change, Lab
 
 
 def as_few_macs(ours: Change) -> Change:
     """torch-pruning's own pruner: the same share of each layer's channels, down to the MACs of ``ours``."""
 
-    def change(model: nn.Module, lab: object) -> nn.Module:
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
         import torch_pruning
 
         goal = profiling.count_macs(ours(model, lab))
@@ -42,7 +40,7 @@ def as_few_macs(ours: Change) -> Change:
 def tucker(times: float) -> Change:
     """tensorly's Tucker-2 (Kim 2016): ``times`` fewer parameters, the same share of ranks in each layer."""
 
-    def change(model: nn.Module, lab: object) -> nn.Module:
+    def change(model: nn.Module, lab: Lab) -> nn.Module:
         model = copy.deepcopy(model)
         layers = {
             name: layer
