@@ -33,7 +33,7 @@ def bench(tmp_path_factory):
     """A folder with the rows of a few recipes: the teachers, a control, a factorized and pruned network, a student."""
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
-        plan(["control", "factorized4_zeros60", "micro12_answered"], bench),
+        plan(["control", "factorized4_zeros60", "tiny_convnet_taught"], bench),
         lambda jobs: [attempt(job, bench) for job in jobs],
     )
     assert failed == []
@@ -267,13 +267,13 @@ class TestPlan:
         )
 
     def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
-        asked = "helpers.benchmark micro_convnet_alone --data digits --formats torch --workers 2 --seeds 0 1"
+        asked = "helpers.benchmark micro12_alone --data digits --formats torch --workers 2 --seeds 0 1"
         monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
         rows = results.latest(tmp_path / "results")
-        assert sorted(rows[rows["network"] == "micro_convnet_alone"]["seed"]) == [0, 1]
+        assert sorted(rows[rows["network"] == "micro12_alone"]["seed"]) == [0, 1]
 
 
 class TestRun:
@@ -287,8 +287,8 @@ class TestRun:
         assert rows.loc[("factorized4_zeros60", "onnx int8"), "teacher"] == marks["teacher"]
         assert rows.loc[("teacher2", "torch"), "start"] == marks["teacher1"]
         assert rows.loc[("teacher1", "torch"), "start"] == "vgg19"
-        assert rows.loc[("micro12_answered", "torch"), ["start", "teacher"]].iloc[0].tolist() == [
-            "micro_convnet",
+        assert rows.loc[("tiny_convnet_taught", "onnx"), ["start", "teacher"]].tolist() == [
+            "tiny_convnet",
             marks["teacher"],
         ]
         assert (rows["data"] == "digits").all()
@@ -315,7 +315,7 @@ class TestRun:
 
     def test_a_second_call_trains_nothing(self, bench, monkeypatch):
         before = (bench.results / "networks.csv").read_text()
-        assert plan(["control", "factorized4_zeros60", "micro12_answered"], bench) == {}
+        assert plan(["control", "factorized4_zeros60", "tiny_convnet_taught"], bench) == {}
         name = "factorized4_zeros60"
         monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], start="teacher2"))
         assert set(plan([name], bench)) == {(name, 0)}  # other parents: another run
@@ -351,11 +351,8 @@ class TestRun:
         assert row["points"] == pytest.approx(100 * (row["correct"] - reference["correct"]) / 300)
         shown = results.compared(["factorized4_zeros60"], ["onnx"], bench.results)
         assert shown["network"].tolist() == ["factorized4_zeros60"]
-        assert (
-            shown["accuracy"]
-            .iloc[0]
-            .endswith(f"({table.loc[('factorized4_zeros60', 'onnx'), 'correct']:.0f} of 300)")
-        )
+        right = table.loc[("factorized4_zeros60", "onnx"), "correct"]
+        assert shown["accuracy"].iloc[0].endswith(f"({right:.0f} of 300)")
 
     def test_a_scan_is_made_once(self, bench, monkeypatch):
         monkeypatch.setitem(run.RATIOS, "weight", (0.9,))
