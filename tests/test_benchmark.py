@@ -240,12 +240,17 @@ class TestPlan:
             ("y", 0): set(),
             ("z", 0): set(),
         }
-        begun, ended, both = [], [], threading.Barrier(2, timeout=30)
+        begun, ended = [], []
+        both, freed = threading.Barrier(2, timeout=30), threading.Event()
 
         def work(job):
             begun.append(job[0])
             if job[0] in "ax":  # at the same time, or the barrier breaks
                 both.wait()
+            if job[0] == "b":
+                freed.set()
+            if job[0] == "x":  # its place is taken until a is done, and b with it is ready
+                assert freed.wait(30)
             ended.append(job[0])
             return "broken" if job[0] == "x" else ""
 
