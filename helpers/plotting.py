@@ -83,12 +83,10 @@ def _spelled(column: str) -> str:
 def where_it_goes(layers: pd.DataFrame) -> Figure:
     """Draw each layer's share of the network's bytes and time; ``layers`` is a profile with latencies."""
     shown = layers[layers["type"].isin(["Conv2d", "Linear"])]
-    kinds = shown["type"].str.removesuffix("2d").str.lower()
-    names = [f"{kind} {tuple(shape[1:])}" for kind, shape in zip(kinds, shown["output_shape"], strict=True)]
     titles = [{"title": f"share of the {what}", "xlabel": "% of the network"} for what in ("bytes", "time")]
     figure, grid = panels((9, 4.6), *titles, sharey=True)
     for axes, column, color in zip(grid, ("bytes", "latency_ms"), (BLUE, ORANGE), strict=True):
-        bars(axes, names, 100 * shown[column] / layers[column].sum(), color, " {:.1f}")
+        bars(axes, shown["layer"], 100 * shown[column] / layers[column].sum(), color, " {:.1f}")
     return figure
 
 
@@ -117,7 +115,8 @@ def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], 
 def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None = None) -> Figure:
     """Draw loss and validation accuracy by epoch, a line per run: {name: what ``fit`` returned}.
     ``teacher`` is the teacher's validation accuracy, in [0, 1], drawn as a line."""
-    titles = {"title": "training loss (each its own)", "yscale": "log"}, {"title": "validation accuracy (%)"}
+    kind = "training loss" if len(histories) == 1 else "training loss (each its own)"
+    titles = {"title": kind, "yscale": "log"}, {"title": "validation accuracy (%)"}
     figure, (loss, accuracy) = panels((9, 3.2), *({"xlabel": "epoch"} | title for title in titles))
     for name, history in histories.items():
         loss.plot(history["epoch"], history["loss"], "o-")
@@ -125,6 +124,8 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None
     if teacher is not None:
         accuracy.axhline(100 * teacher, color=GRAY, linestyle="--", label="teacher")
     accuracy.legend()
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:g}")
     for axes in (loss, accuracy):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -134,7 +135,7 @@ def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
     """Draw a line per seed, a row of ``table``, from column ``before`` to ``after`` (%), and the mean."""
     figure, (axes,) = panels((4.2, 3.2), {"xlim": (-0.25, 1.4), "ylabel": "test accuracy (%)"})
     axes.plot([before, after], table[[before, after]].T, "o-", color=GRAY, alpha=0.7)
-    axes.plot([before, after], table[[before, after]].mean(), "o-", color=ORANGE, linewidth=3, label="mean")
+    axes.plot([before, after], table[[before, after]].mean(), "D--", color=ORANGE, label="mean")
     for seed, value in table[after].items():
         axes.text(1.04, value, f"seed {seed}", fontsize=8, va="center")
     axes.legend()
@@ -146,6 +147,8 @@ def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     width = 1.5 + 0.07 * max(len(str(name)) for name in table.index) + 0.75 * table.shape[1]
     figure, (axes,) = panels((width, 1.2 + min(0.55 * len(table), 5)), {"title": title})
     sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": unit})
+    axes.grid(visible=False)
+    axes.tick_params(axis="x", rotation=20)
     return figure
 
 
@@ -251,14 +254,18 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: P
 def waterfall(table: pd.DataFrame) -> Figure:
     """Draw the steps of a chain: what each leaves of the file, a dot, and what it takes away, a bar.
     ``table`` has a row per step, in order: step (its name), bytes, right (correct answers)."""
-    left = table["bytes"] / 1e6
+    left = table["bytes"] / 1e3
     before, limits = left.shift(fill_value=left.iloc[0]), (left.min() / 1.5, 6 * left.max())
-    figure, (axes,) = panels((7.6, 2.9), {"xscale": "log", "xlabel": "file (MB)", "xlim": limits})
-    bars(axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="taken away by this step")
+    figure, (axes,) = panels((7.6, 2.9), {"xscale": "log", "xlabel": "file (kB, log)", "xlim": limits})
+    bars(
+        axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="times smaller by this step"
+    )
     axes.plot(left, range(len(left)), "o", color=BLUE, label="left after it")
-    words = [f"  {size:.2f} MB, {right:,} right" for size, right in zip(left, table["right"], strict=True)]
-    for place, (word, was) in enumerate(zip(words, before, strict=True)):
-        axes.text(was, place, word, va="center", fontsize=9, bbox=ON_WHITE)
+    for place, (size, right, was) in enumerate(zip(left, table["right"], before, strict=True)):
+        words = f"{size:,.0f} kB, {right:,} right"
+        axes.annotate(
+            words, (was, place), (8, 0), textcoords="offset points", va="center", fontsize=9, bbox=ON_WHITE
+        )
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
@@ -283,8 +290,8 @@ def formats(table: pd.DataFrame) -> Figure:
     latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured."""
     figure, grid = panels(
         (11, 3.8),
-        {"xscale": "log", "xlabel": "file (MB)"},
-        {"xscale": "log", "xlabel": "latency (ms; batch 1, 1 thread)"},
+        {"xscale": "log", "xlabel": "file (MB, log)"},
+        {"xscale": "log", "xlabel": "latency (ms, log; batch 1, 1 thread)"},
         {"xlabel": f"same class as PyTorch (of {table['total'].max():,.0f} pictures)"},
         sharey=True,
     )
@@ -302,7 +309,13 @@ def formats(table: pd.DataFrame) -> Figure:
             axes.annotate("not measured here", (0.03, names.index(name)), color=GRAY, **ON_THE_LEFT)
     rows_down(grid[0], names)
     grid[2].margins(x=0.5)
+    most, fewest = table["total"].max(), table["agreeing"].min()
+    grid[2].set_xlim(fewest - 0.2 * (most - fewest) - 0.1, most + 0.05 * (most - fewest) + 0.1)
     grid[2].xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[:2]:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

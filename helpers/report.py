@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 from helpers.evaluation import Accuracy
 from helpers.files import keep
-from helpers.plotting import BLUE, GRAY, ORANGE, bars, panels
+from helpers.plotting import BLUE, GRAY, ON_WHITE, ORANGE, bars, panels
 from helpers.types import Positive, Share, checked, path, table
 from helpers.widgets import figure_sliders, png
 
@@ -81,6 +81,8 @@ def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Fi
         sharey=True,
     )
     bars(left, table["network"], table["bytes"] / 1e6, colors, " {:.2f}")
+    for text in left.texts:  # the limit runs behind the numbers
+        text.set_bbox(ON_WHITE)
     bars(right, table["network"], 100 * table["correct"] / table["total"], colors)
     right.bar_label(right.containers[0], fmt="{:.1f}", label_type="center", fontsize=8, color="white")
     ends = [Accuracy(int(row.correct), int(row.total)).interval for row in table.itertuples()]

@@ -39,6 +39,7 @@ COST_STEPS = {  # {assumption, or years: (what stands beside its slider, where i
     "price_per_gb": ("download price per GB", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
     "engineer_days": ("engineer days, once", (0, 1, 2, 5, 10, 20, 40, 60, 100)),
     "days_per_release": ("days per release", (0, 1, 2, 5, 10, 20)),
+    "releases_per_year": ("releases a year", (0, 1, 2, 4, 6, 12, 24)),
     "years": ("years", (1, 2, 3, 5, 10)),
 }
 

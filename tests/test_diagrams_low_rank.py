@@ -40,6 +40,12 @@ def test_costs_stages_and_times_show_their_rows():
     found = {"as it is": Accuracy(1, 10), "trained": Accuracy(8, 10)}
     axes = diagrams.stages(found, Accuracy(9, 10)).axes[0]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([10, 80])
-    rows = [("a", 50, 80, 70, 90), ("a", 90, 120, 110, 130)]
+    rows = [
+        ("a", 50, 80, 70, 90),
+        ("a", 90, 120, 110, 130),
+        ("a", 100, 100, 95, 104),
+    ]  # the last is the whole
     axes = diagrams.times(pd.DataFrame(rows, columns=["layer", "macs", "latency", "low", "high"])).axes[0]
     assert list(axes.lines[0].get_ydata()) == [80, 120]
+    assert axes.patches[0].get_y() == 95
+    assert axes.patches[0].get_height() == pytest.approx(9)

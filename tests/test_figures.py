@@ -21,6 +21,7 @@ def test_where_it_goes_shows_shares_of_the_whole():
     assert len(bytes_shown) == len(right.patches) == 9  # eight convolutions and the classifier
     assert max(bytes_shown) == pytest.approx(100 * table["bytes"].max() / table["bytes"].sum())
     assert 90 < sum(bytes_shown) <= 100
+    assert [label.get_text() for label in left.get_yticklabels()][-1] == "classifier"
 
 
 def test_soft_targets_marks_the_true_class():
@@ -303,7 +304,7 @@ def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
     box = widgets.cost_sliders(LARGE, SMALL, service)
     *sliders, picture, _ = box.children
     assert [slider.description for slider in sliders] == [label for label, _ in widgets.COST_STEPS.values()]
-    assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 0.5, 5, 1, 3]
+    assert [slider.value for slider in sliders] == [1_000_000, 0.1, 0.5, 0.5, 5, 1, 2, 3]
     start = bytes_of(picture)
     for slider in sliders:
         default = slider.value
@@ -311,7 +312,7 @@ def test_each_cost_slider_moves_the_picture_and_keeps_the_others():
         assert bytes_of(picture) != start
         slider.value = default
         assert bytes_of(picture) == start
-    sliders[0].value, sliders[4].value, sliders[6].value = 1_000, 0, 10
+    sliders[0].value, sliders[4].value, sliders[7].value = 1_000, 0, 10
     assert bytes_of(picture) == widgets.png(
         widgets.cost_figure(LARGE, SMALL, service, 10, inferences_per_day=1_000, engineer_days=0)
     )
@@ -394,12 +395,16 @@ def test_the_waterfall_shows_what_each_step_takes_away():
         {"step": ["whole", "half", "same"], "bytes": [8e6, 4e6, 4e6], "right": [9_000, 8_990, 8_995]}
     )
     axes = plotting.waterfall(table).axes[0]
-    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(8, 0), (4, 4), (4, 0)]
-    assert list(axes.lines[0].get_xdata()) == [8, 4, 4]
-    assert [text.get_text().strip() for text in axes.texts] == [
-        "8.00 MB, 9,000 right",
-        "4.00 MB, 8,990 right",
-        "4.00 MB, 8,995 right",
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [
+        (8_000, 0),
+        (4_000, 4_000),
+        (4_000, 0),
+    ]
+    assert list(axes.lines[0].get_xdata()) == [8_000, 4_000, 4_000]
+    assert [text.get_text() for text in axes.texts] == [
+        "8,000 kB, 9,000 right",
+        "4,000 kB, 8,990 right",
+        "4,000 kB, 8,995 right",
     ]
 
 

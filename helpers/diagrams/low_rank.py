@@ -166,11 +166,16 @@ def times(measured: pd.DataFrame) -> Figure:
     """Draw time left against multiplications left; on the diagonal both shrink alike.
 
     Args:
-        measured: a row per split: layer, and in percent of the whole layer's macs, latency, low and high.
+        measured: a row per split, and one for each whole layer, whose macs are 100: layer, and in percent of
+            the whole layer's macs, latency (median), low and high (its quartiles).
     """
     look = {"xlabel": "MACs left (% of the layer's)", "ylabel": "time left (%)"}
     figure, (axes,) = panels((6.4, 4), look)
-    for color, (name, rows) in zip(COLORS, measured.groupby("layer", sort=False), strict=False):
+    whole = measured[measured["macs"] == 100]
+    axes.axhspan(whole["low"].min(), whole["high"].max(), color=GRAY, alpha=0.2, linewidth=0)
+    for color, (name, rows) in zip(
+        COLORS, measured.drop(whole.index).groupby("layer", sort=False), strict=False
+    ):
         whiskers = [rows["latency"] - rows["low"], rows["high"] - rows["latency"]]
         axes.errorbar(
             rows["macs"], rows["latency"], yerr=whiskers, fmt="o-", color=color, label=name, capsize=2

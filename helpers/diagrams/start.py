@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ON_WHITE, ORANGE, bars, panels
 
 CHANGES = (  # where each technique takes hold: the part of the loop, the technique, its lesson, colour
     ("model", "low rank (03)\nsplits its layers", GREEN),
@@ -103,6 +103,8 @@ def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
     for color, (_, row) in zip(COLORS, table.iterrows(), strict=False):
         left.plot([first, second], row, "o-", color=color)
     bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, " {:+.1f}")
+    for text in right.texts:  # the mean's line runs behind the numbers
+        text.set_bbox(ON_WHITE)
     right.axvline(0, color="black", linewidth=1)
     right.axvline((table[second] - table[first]).mean(), color=GRAY, linestyle="--")
     return figure
