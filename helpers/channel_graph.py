@@ -7,7 +7,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,12 @@ from helpers.evaluation import evaluating
 from helpers.networks import outputs, refusing, widen
 from helpers.runs import hooked
 
+RESHAPED = (
+    "_SplitOp",
+    "_SliceOp",
+    "_UnbindOp",
+    "_ReshapeOp",
+)  # torch-pruning's, behind which channels can meet
 STEPS = 300_000  # while what depends on one layer's channels is looked for; DenseNet-121 needs 90,896
 
 
@@ -203,14 +209,43 @@ def _divided(layer: nn.Module) -> bool:
     return groups > 1 and not groups == layer.in_channels == layer.out_channels  # a depthwise one has as many
 
 
+class Group(NamedTuple):
+    """Layers whose outputs are tied to each other: the first one, its channels, and the share that goes."""
+
+    name: str
+    scores: Tensor
+    share: float
+    sets: list[list[int]]  # of channels that go together, as the two that a gate multiplies; mostly one each
+
+
+def _sets(graph: Any, group: Any, layer: nn.Module) -> list[list[int]]:
+    def gone_with(channels: Iterable[int]) -> set[int]:
+        own = (
+            places
+            for dep, places in _group(graph, layer, channels)
+            if dep.target.module is layer and graph.is_out_channel_pruning_fn(dep.handler)
+        )
+        return set().union(*own)
+
+    count = len(layer.weight)
+    alone = [[channel] for channel in range(count)]
+    if not any(type(dep.target.module).__name__ in RESHAPED for dep, _ in group):
+        return alone
+    # Two channels differ in a bit of their numbers: of all whose bit is 0, one would take the other along.
+    bits = ({one for one in range(count) if not one >> bit & 1} for bit in range((count - 1).bit_length()))
+    if all(gone_with(sorted(half)) == half for half in bits):
+        return alone
+    return [list(one) for one in dict.fromkeys(tuple(sorted(gone_with(one))) for one in alone)]
+
+
 def groups_of(
     graph: Any, shares: dict[str, float], score: Callable
-) -> tuple[list[tuple[str, Tensor, float]], dict[str, list[str]], list[str]]:
+) -> tuple[list[Group], dict[str, list[str]], list[str]]:
     """Look up which layers' outputs are tied to each other.
 
     Returns:
-        A group each: its first layer, its channels' scores, the share that goes. {first layer: all of them
-        that lose channels}. Layers to leave alone, since torch-pruning does not find what is tied to them.
+        The groups that lose channels. {first layer: all of them that lose channels}. Layers to leave alone,
+        since torch-pruning does not find what is tied to them.
     """
     names = {layer: name for name, layer in graph.model.named_modules()}
     groups, ties, alone, seen = [], {}, [], set()
@@ -224,6 +259,7 @@ def groups_of(
             share = min((shares[name] for name in tied), default=0.0)
             wanted = share > 0 and not any(_divided(dep.target.module) for dep, _ in group)
             scores = score(group) if wanted else None
+            sets = _sets(graph, group, layer) if wanted else []
         except Exception:  # whatever torch-pruning raises on what it was not made for
             made, wanted = [layer], False
             alone += [names[layer]] if shares.get(names[layer]) else []
@@ -234,6 +270,9 @@ def groups_of(
                 f"behind each of its layers, also {names[layer]}"
             )
         if wanted:
-            groups.append((names[layer], scores.detach(), share))
+            scores = scores.detach().clone()
+            for together in sets:
+                scores[together] = scores[together].mean()
+            groups.append(Group(names[layer], scores, share, sets))
             ties[names[layer]] = tied
     return groups, ties, alone

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from helpers.channel_graph import groups_of, traced, without
+from helpers.channel_graph import Group, groups_of, traced, without
 from helpers.data import Split
 from helpers.evaluation import measure
 from helpers.networks import narrow
@@ -91,16 +91,18 @@ def prune_channels(
     score = getattr(torch_pruning.importance, SCORES[importance])()
     groups, tied, alone = groups_of(traced(model, example)[0], shares, score)
     ranked = _ranked(groups, ratio) if scope == "global" else groups
-    plan = {name: gone for name, scores, share in ranked if (gone := _lowest(scores, share, round_to))}
+    plan = {group.name: gone for group in ranked if (gone := _lowest(group, round_to))}
     smaller, leaking = without(model, example, plan)
     while leaking:
         alone += [one for name in leaking for one in tied[name]]
         plan = {name: gone for name, gone in plan.items() if name not in leaking}
         smaller, leaking = without(model, example, plan)
+    listed = ", ".join(dict.fromkeys(alone))
     if alone and not plan:
-        raise _StayError(f"model must be a network whose channels can go, {WHY}: {', '.join(alone)}")
+        what = "ratio must name layers" if isinstance(ratio, dict) else "model must be a network"
+        raise _StayError(f"{what} whose channels can go, {WHY}: {listed}; factorize can split these")
     if alone:
-        warnings.warn(f"left alone, {WHY}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
+        warnings.warn(f"left alone, {WHY}: {listed}", stacklevel=3)  # 3: whoever called
     followed = {*alone, *(one for together in tied.values() for one in together)}
     if isinstance(ratio, dict) and (whole := [one for one in ratio if ratio[one] and one not in followed]):
         warnings.warn(f"{', '.join(whole)}: {WHOLE}", stacklevel=3)
@@ -126,18 +128,24 @@ def _classifier(model: nn.Module) -> str | None:
     return next((n for n, layer in [*model.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
 
 
-def _ranked(groups: list[tuple[str, Tensor, float]], ratio: float) -> list[tuple[str, Tensor, float]]:
+def _ranked(groups: list[Group], ratio: float) -> list[Group]:
     """Return the groups with the share of each that is among the lowest ``ratio`` of all channels."""
-    sizes = [len(scores) for _, scores, _ in groups]
-    ranks = torch.cat([torch.empty(0), *(scores.cpu() for _, scores, _ in groups)]).argsort().argsort()
+    sizes = [len(group.scores) for group in groups]
+    ranks = torch.cat([torch.empty(0), *(group.scores.cpu() for group in groups)]).argsort().argsort()
     low = (ranks < round(ratio * len(ranks))).float().split(sizes)
-    return [(name, scores, float(part.mean())) for (name, scores, _), part in zip(groups, low, strict=True)]
+    return [group._replace(share=float(part.mean())) for group, part in zip(groups, low, strict=True)]
 
 
-def _lowest(scores: Tensor, share: float, round_to: int) -> list[int]:
-    nearest = round_to * round(len(scores) * (1 - share) / round_to)
-    left = max(nearest, min(round_to, len(scores)))
-    return sorted(scores.argsort(stable=True)[: max(0, len(scores) - left)].tolist())
+def _lowest(group: Group, round_to: int) -> list[int]:
+    """Return the channels to remove: the sets of lowest scores, as many as share and rounding allow."""
+    count = len(group.scores)
+    nearest, gone = round_to * round(count * (1 - group.share) / round_to), []
+    most = count - max(nearest, min(round_to, count))
+    for together in sorted(group.sets, key=lambda some: float(group.scores[some[0]])):
+        if len(gone) + len(together) > most:
+            break
+        gone += together
+    return sorted(gone)
 
 
 @checked

@@ -195,7 +195,7 @@ class Auxiliary(nn.Module):
 
 
 DIVIDED = "it keeps its channels"  # as documented, without a word
-REFUSED = r"model must be a network whose channels can go, since more .*: {}$"
+REFUSED = r"(model must be a network|ratio must name layers) whose channels can go, since more .*: {}; factorize can split"
 
 
 @pytest.mark.parametrize(
@@ -326,6 +326,43 @@ def test_channels_really_go_and_the_rest_still_fits(name, scope, tmp_path):
             assert len(after[layer]) == (max(8, 8 * round(count / 2 / 8)) if count > 8 else count), layer
     back = models.load(models.save(smaller, tmp_path / "smaller.safetensors"))
     assert torch.equal(back(images), smaller(images))
+
+
+class Gated(nn.Module):
+    """One convolution makes both what is let through and the gate."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.stem, self.up, self.down = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 64, 1), nn.Conv2d(32, 16, 1)
+        self.head, self.parts = nn.Linear(16, 5), parts
+
+    def forward(self, images):
+        value, gate = self.parts(self.up(self.stem(images).relu()))
+        return self.head(self.down(value * gate.sigmoid()).relu().mean((2, 3)))
+
+
+def sliced(maps):
+    half = maps.shape[1] // 2
+    return maps[:, :half], maps[:, half:]
+
+
+def chunked(maps):
+    return maps.chunk(2, 1)
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(0.25, 48), (0.5, 32), (0.75, 16)])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_channels_that_a_gate_multiplies_go_in_pairs_and_no_more_than_asked(ratio, left, scope):
+    for seed, parts in enumerate((chunked, sliced, chunked)):
+        torch.manual_seed(seed)
+        model = Gated(parts).eval()
+        thin = prune_channels(model, torch.zeros(1, 3, 8, 8), ratio, scope=scope, skip=["stem", "down"])
+        assert thin.up.out_channels == left
+        kept = [int((model.up.weight == row).all(dim=(1, 2, 3)).nonzero()) for row in thin.up.weight]
+        assert [one + 32 for one in kept[: left // 2]] == kept[left // 2 :]
+        model.down.weight.data[:, sorted({*range(32)} - {*kept})] = 0
+        images = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(thin(images), model(images))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5])
@@ -461,8 +498,8 @@ class Fixed(nn.Module):
     ("model", "importance", "message"),
     [
         (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 2)), "batchnorm", 'model must.*"batchnorm" needs'),
-        (nn.Sequential(nn.Conv2d(3, 16, 3)), "magnitude", "model must be a network whose channels can go, .*: 0$"),
-        (Fixed(), "magnitude", "model must be a network whose channels can go, .*: convolution$"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3)), "magnitude", "model must be a network whose channels can go, .*: 0; factorize"),
+        (Fixed(), "magnitude", "model must be a network whose channels can go, .*: convolution; factorize"),
     ],
 )  # fmt: skip
 def test_prune_channels_refuses_what_it_cannot_do(model, importance, message):
