@@ -104,8 +104,6 @@ STUDENTS = {
     "micro12_alone": Recipe(fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
-    # What lesson 01 shows until the one above is made: its warm-up is not that of the arms beside it.
-    "micro12_recorded": Recipe(fit=STUDENT | {"warmup": 0.05}, **PAIRS | TAUGHT | {"epochs": 6}),
     "micro12_shuffled": Recipe(fit=STUDENT, teacher="teacher", told=Shuffled, **PAIRS),
 }
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
