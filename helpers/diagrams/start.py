@@ -102,7 +102,7 @@ def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
     )
     for color, (_, row) in zip(COLORS, table.iterrows(), strict=False):
         left.plot([first, second], row, "o-", color=color)
-    bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, " {:+.1f}")
+    bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, "  {:+.1f}")
     for text in right.texts:  # the mean's line runs behind the numbers
         text.set_bbox(ON_WHITE)
     right.axvline(0, color="black", linewidth=1)
