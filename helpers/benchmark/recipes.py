@@ -217,7 +217,7 @@ OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goe
         gpu=20,
         fit=AT64_FIT | DEPTHWISE,
         reference="mobilenet",
-        **AT64,
+        **AT64 | {"exports": DEPLOYED[:2]},  # int8 changes more than one answer in twenty, and is refused
     ),
     "mobilenet_longer": at64("mobilenet", DEPTHWISE, **OWN),
     "mobilenet_channels": at64("mobilenet", DEPTHWISE, change=uniform(0.25)),
