@@ -16,12 +16,8 @@ from helpers.evaluation import evaluating
 from helpers.networks import outputs, refusing, widen
 from helpers.runs import hooked
 
-RESHAPED = (
-    "_SplitOp",
-    "_SliceOp",
-    "_UnbindOp",
-    "_ReshapeOp",
-)  # torch-pruning's, behind which channels can meet
+# torch-pruning's operations behind which channels of one layer can meet
+RESHAPED = ("_SplitOp", "_SliceOp", "_UnbindOp", "_ReshapeOp")
 STEPS = 300_000  # while what depends on one layer's channels is looked for; DenseNet-121 needs 90,896
 
 
@@ -219,6 +215,8 @@ class Group(NamedTuple):
 
 
 def _sets(graph: Any, group: Any, layer: nn.Module) -> list[list[int]]:
+    """Return which of a layer's own channels go together."""
+
     def gone_with(channels: Iterable[int]) -> set[int]:
         own = (
             places

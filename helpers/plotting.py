@@ -308,7 +308,6 @@ def formats(table: pd.DataFrame) -> Figure:
         for name in known.index[known == 0]:
             axes.annotate("not measured here", (0.03, names.index(name)), color=GRAY, **ON_THE_LEFT)
     rows_down(grid[0], names)
-    grid[2].margins(x=0.5)
     most, fewest = table["total"].max(), table["agreeing"].min()
     grid[2].set_xlim(fewest - 0.2 * (most - fewest) - 0.1, most + 0.05 * (most - fewest) + 0.1)
     grid[2].xaxis.get_major_locator().set_params(integer=True)
