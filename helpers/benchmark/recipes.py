@@ -104,7 +104,7 @@ STUDENTS = {
     "micro12_alone": Recipe(fit=STUDENT, **PAIRS),
     "micro12_smoothed": Recipe(fit=STUDENT | {"label_smoothing": 0.1}, **PAIRS),
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
-    "micro12_shuffled": Recipe(fit=STUDENT, teacher="teacher", told=Shuffled, **PAIRS),
+    "micro12_shuffled": Recipe(fit=STUDENT, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
 }
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
@@ -144,6 +144,14 @@ COMPRESSED = {
         label="low rank, 60% zeros",
         shown=("torch", "onnx int8"),
         claimed=COMBINED,
+    ),
+    "one_call_patient": on(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
+        0.02,
+        12,
+        start="one_call_longer",
+        callbacks=gradual(0.6),
+        recorded=False,
+        fit=MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8},
     ),
 }
 
