@@ -67,7 +67,7 @@ def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip:
         model: is not changed.
         bits: of each weight.
         per_channel: a scale for each output channel, instead of one for the layer (Krishnamoorthi 2018,
-            section 2.3).
+            section 2.6).
         clip: as in ``symmetric_grid``.
     """
     check_plain(model)
@@ -97,7 +97,7 @@ def symmetric_grid(
     Args:
         weight: outputs x anything, floating-point.
         bits: of each integer.
-        per_channel: a scale for each output (Krishnamoorthi 2018, section 2.3), instead of one for all.
+        per_channel: a scale for each output (Krishnamoorthi 2018, section 2.6), instead of one for all.
         clip: the grid ends where the squared error is least, of 20 places up to the largest weight, and what
             lies beyond is clipped (Nagel 2021, section 3.1); else it ends at the largest weight.
 

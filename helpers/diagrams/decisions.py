@@ -13,9 +13,9 @@ from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
 
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
     ("Does it fit, and\nis the bill small?", "leave it alone"),
-    ("Does it in int8,\nas accurate?", "round it:\n2 days"),
-    ("Does a small one,\ndistilled, in int8?", "train that:\n10 days"),
-    ("Does the full pipeline,\nat 5 days a release?", "the full pipeline:\n20 days"),
+    ("Does it in int8,\nwithin the loss?", "round it:\n2 days"),
+    ("Does a small one, int8,\nwithin the loss?", "train that:\n10 days"),
+    ("Does the full pipeline,\nwithin the loss?", "the full pipeline:\n20 days"),
 )
 
 
