@@ -205,9 +205,9 @@ def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
         table: a row per file, a column per part, in MB.
         growth: a column per part, in MB, indexed by the picture's side.
     """
-    side = {"xlabel": "side of the picture (pixels)", "ylabel": "MB", "xscale": "log", "yscale": "log"}
+    pixels = {"xlabel": "side of the picture (pixels)", "ylabel": "MB", "xscale": "log", "yscale": "log"}
     figure, (left, right) = panels(
-        (9.4, 1.6 + 0.4 * len(table)), {"xlabel": "MB"}, side, width_ratios=(1.5, 1)
+        (9.4, 1.6 + 0.4 * len(table)), {"xlabel": "MB"}, pixels, width_ratios=(1.5, 1)
     )
     start = pd.Series(0.0, table.index)
     for (part, sizes), color in zip(table.items(), (GRAY, COLORS[4], BLUE, ORANGE, GREEN), strict=False):
@@ -216,6 +216,8 @@ def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     for (part, sizes), marker in zip(growth.items(), "osD^", strict=False):
         right.plot(growth.index, sizes, f"{marker}-", label=part)
+    right.set_xticks(growth.index, [f"{side}" for side in growth.index])
+    right.minorticks_off()
     right.legend()
     return figure
 
