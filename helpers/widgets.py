@@ -62,7 +62,7 @@ def temperature_figure(logits: Logits, temperature: Temperature, classes: Names,
         (10, 3.2),
         {"title": f"soft targets at T = {temperature:g}"},
         {"title": f"entropy: {here['entropy']:.2f} bits"} | log,
-        {"title": "size of the gradient (T = 1 is 1)", "yscale": "log"} | log,
+        {"title": "gradient at the logits (T = 1 is 1)", "yscale": "log"} | log,
         fixed=(0.09, 0.16, 0.99, 0.89, 0.24),
     )
     probability_bars(left, here["probabilities"], classes, label)

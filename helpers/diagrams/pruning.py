@@ -92,7 +92,8 @@ def side_by_side(table: pd.DataFrame) -> Figure:
 
 def fast_and_right(table: pd.DataFrame) -> Figure:
     """Draw time and accuracy of networks; ``table`` is from ``profiling.compare``, with accuracies."""
-    time = f"latency (ms; {table.attrs['batch']} pictures, {table.attrs['threads']} threads)"
+    threads = f"{table.attrs['threads']} thread{'s' * (table.attrs['threads'] > 1)}"
+    time = f"latency (ms; {table.attrs['batch']} pictures, {threads})"
     figure, (left, right) = panels(
         (9, 0.9 + 0.4 * len(table)), {"xlabel": time}, {"xlabel": "accuracy (%)"}, sharey=True
     )
