@@ -29,7 +29,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check helpers tests
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))" || { echo "Python 3.10 to 3.13 is needed: make PYTHON=python3.12"; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@# uv takes a minute where pip takes several; where it cannot be had, or does not reach the index, pip does it
 	$(PIP) uv && $(VENV)/bin/python -m uv pip install --quiet --python $(VENV)/bin/python -r requirements.txt || $(PIP) -r requirements.txt

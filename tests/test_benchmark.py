@@ -371,7 +371,7 @@ class TestRun:
             line.split()[0]: line for line in listed(["factorized4_zeros60", "zeros98"], bench).splitlines()
         }
         assert "there" in lines["factorized4_zeros60"]
-        assert "from factorized4, teacher" in lines["factorized4_zeros60"]
+        assert "from factorized4, taught by teacher" in lines["factorized4_zeros60"]
         assert "0 of 1 seeds" in lines["zeros98"]
         assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
 

@@ -152,6 +152,28 @@ def test_seeds_are_summed_up(folder):
     assert (row["points"], row["spread"], row["seeds"]) == (pytest.approx(10), pytest.approx(20), 3)
 
 
+def test_a_network_of_another_folder_stands_beside_the_published_one_it_was_made_from(folder):
+    teacher = results.row("teacher", "onnx")
+    row = network("mine", "onnx int8", bytes=9e6, zip_bytes=8e6, correct=9_340, total=10_000)
+    row |= {"reference": teacher["reference"], "latency_ms": 2.0, "reference_ms": 8.0}
+    results.append("networks", [row], folder)
+    results.keep_answers(row, results.answers(teacher), folder)
+    (found,) = results.beside(["mine"], folder).to_dict("records")
+    assert found["times_smaller"] == teacher["bytes"] / 8e6
+    assert found["points"] == pytest.approx(-0.08)
+    assert found["p_value"] == 1  # the teacher's own answers
+
+
+def test_zeros_are_zipped_before_they_are_counted(folder):
+    rows = [network("whole", form, weights=W, bytes=100, correct=5) for form in ("torch", "onnx")]
+    some = {"bytes": 100, "zip_bytes": 10, "correct": 5, "parameters": 1000, "latency_ms": 1}
+    rows += [network("zeros", form, **some, nonzeros=100) for form in ("torch", "onnx")]
+    rows += [network("dense", "onnx", **some, nonzeros=990)]
+    results.append("networks", rows, folder)
+    table = results.beside(["zeros", "dense"], folder).set_index(["network", "format"])["times_smaller"]
+    assert table.to_dict() == {("zeros", "torch"): 1, ("zeros", "onnx"): 10, ("dense", "onnx"): 1}
+
+
 def test_answers_come_back_and_belong_to_weights(folder):
     row = network("a")
     results.keep_answers(row, torch.tensor([3, 0, 9]), folder)
@@ -182,6 +204,11 @@ def test_provenance_names_this_machine():
 def test_the_readme_shows_what_the_files_say():
     _, rest = (HOME / "README.md").read_text().split(readme.MARKS[0])
     assert rest.split(readme.MARKS[1])[0].strip() == readme.markdown().strip()
+
+
+def test_the_page_of_all_networks_says_what_the_files_say(tmp_path):
+    readme.write_networks(tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == (HOME / "data" / "results" / "README.md").read_text()
 
 
 def test_a_page_without_its_marks_is_refused_and_the_rest_of_it_stays(tmp_path):

@@ -80,12 +80,13 @@ def listed(names: Sequence[str], bench: Bench) -> str:
     for name in names:
         recipe = NETWORKS[name]
         there = [seed for seed in recipe.seeds if finished((name, seed), bench)]
-        took = rows[(rows["network"] == name)]["seconds"].dropna()
+        took = rows[(rows["network"] == name) & (rows["epochs"] == recipe.epochs)]["seconds"].dropna()
         each = (1 + recipe.recorded) * (recipe.pictures or 45_000)  # recorded: mirrored as well
         takes = f"{recipe.epochs} epochs of {each:,}" if recipe.epochs else "no training"
         takes += f", {took.iloc[-1] / 60:.0f} min" if len(took) and took.iloc[-1] else ""
         state = "there" if len(there) == len(recipe.seeds) else f"{len(there)} of {len(recipe.seeds)} seeds"
-        lines.append(f"{name:<28} {state:<14} {takes:<30} from {', '.join(recipe.parents) or recipe.start}")
+        beginnings = ", taught by ".join(dict.fromkeys(filter(None, (recipe.start, recipe.teacher))))
+        lines.append(f"{name:<28} {state:<14} {takes:<30} from {beginnings}")
     return "\n".join(lines)
 
 
@@ -179,6 +180,7 @@ def main() -> None:
         speed.race_all(bench)
     if bench.out is None and results.state().is_main_process:
         page.write_readme()
+        page.write_networks()
     sys.exit("\n".join([f"{len(failed)} runs failed:", *failed]) if failed else 0)
 
 

@@ -115,7 +115,6 @@ COMPRESSED = {
         callbacks=gradual(0.95, end=0.3),
         file="vgg19_zeros95",
         label="pruned, 95% zeros",
-        shown=("torch", "onnx int8"),
         claimed=PRUNED,
     ),
     "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
@@ -130,7 +129,6 @@ COMPRESSED = {
         exports=EVERYWHERE,
         file="vgg19_channels17_zeros75",
         label="fewer channels, 75% zeros",
-        shown=("torch", "onnx int8"),
         claimed=COMBINED,
     ),
     "rank7": on(0.015, 2, change=rank(7, 4), label="low rank", claimed=LOW_RANK),
@@ -142,7 +140,6 @@ COMPRESSED = {
         callbacks=gradual(0.6),
         file="vgg19_one_call",
         label="low rank, 60% zeros",
-        shown=("torch", "onnx int8"),
         claimed=COMBINED,
     ),
     "one_call_patient": on(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)

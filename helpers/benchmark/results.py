@@ -226,12 +226,14 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
 
     Returns:
         The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
-        over those of this file, zipped where it is int8), times_faster, reference_correct, points (ahead of
-        the reference), p_value (exact McNemar test on the same pictures; NaN where answers were not kept).
+        over those of this file, zipped where it is int8 or holds zeros), times_faster, reference_correct,
+        points (ahead of the reference), p_value (exact McNemar test on the same pictures; NaN where answers
+        were not kept). A reference that is not in ``folder`` is looked up among the published ones.
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
-    found = [row | _against(row, rows, folder) for row in chosen.to_dict("records")]
+    known = rows if folder == PUBLISHED else pd.concat([latest(PUBLISHED), rows])  # what was compared with
+    found = [row | _against(row, known, folder) for row in chosen.to_dict("records")]
     return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
 
 
@@ -244,15 +246,17 @@ def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
     reference = own.get("torch" if row["format"] == "torch" else "onnx", own.get("torch"))
     if reference is None:
         return dict.fromkeys(AGAINST, float("nan"))
-    shipped = row["zip_bytes"] if "int8" in row["format"] else row["bytes"]
+    sparse = row["nonzeros"] < 0.9 * row["parameters"]
+    zipped = "int8" in row["format"] or (sparse and row["format"] != "torch")
     found = {
-        "times_smaller": reference["bytes"] / shipped,
+        "times_smaller": reference["bytes"] / row["zip_bytes" if zipped else "bytes"],
         "times_faster": row["reference_ms"] / row["latency_ms"],
         "reference_correct": reference["correct"],
         "points": 100 * (row["correct"] / row["total"] - reference["correct"] / reference["total"]),
         "p_value": float("nan"),
     }
     ours, theirs = answers(row, folder), answers(reference, folder)
+    theirs = answers(reference) if theirs is None else theirs
     if ours is not None and theirs is not None and len(ours) == len(theirs) and row["total"] == 10_000:
         found["p_value"] = paired(ours, theirs, labels()).p_value
     return found

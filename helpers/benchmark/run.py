@@ -140,9 +140,9 @@ def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
 
 
 def remeasure(name: str, seed: int, bench: Bench) -> None:
-    """Measure a network that is there anew, without training: for times from one processor in one go."""
-    rows = results.latest(bench.results)
-    own = rows[(rows["network"] == name) & (rows["seed"] == seed)]
+    """Measure a network that is there or shipped anew, without training: for times from one processor."""
+    rows = pd.concat([results.latest(), results.latest(bench.results)])
+    own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
     path = bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name)
     if own.empty or path is None:
         raise ValueError(f"name must be of a network that has rows and a file, got {name!r} with seed {seed}")
