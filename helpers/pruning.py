@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from helpers.data import Split
 from helpers.evaluation import measure
@@ -148,13 +149,23 @@ def _clear(tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> None:
         tensors[name].masked_fill_(~masks[name], 0)  # a product would leave -0.0, which does not zip
 
 
+@torch.no_grad()
+def _silence(model: nn.Module) -> None:
+    # A channel that never varies says its shift, whatever its scale. But divided by sqrt(eps), the difference
+    # that another precision makes between what it is and its stored mean would be hundreds of times as large.
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats:
+            layer.weight[layer.running_var < 1e-3 * layer.eps] = 0
+
+
 @checked
 class GradualPruner(Callback):
     """Prune while training: ``fit(model, data, callbacks=[GradualPruner(PolynomialSchedule(0.9))], ...)``.
 
     Every few steps the masks are drawn anew at the sparsity the schedule asks for. The weights outside them,
     and their momentum, are set to zero and get no gradient. Where an optimizer moves them all the same, they
-    are set to zero after every step: once given up, given up for good.
+    are set to zero after every step: once given up, given up for good. At the end, normalised channels that
+    no longer vary lose their scale, so that their answer is the same in every precision.
     Masks travel in fit's checkpoint; a new run starts with those of the schedule's beginning.
     torch.nn.utils.prune is not used: it replaces each weight by a pair of tensors and a hook, which all other
     tools of this series (files, export, factorization) would have to know about. Here the model stays plain.
@@ -221,6 +232,8 @@ class GradualPruner(Callback):
             self._draw(run)
         elif type(run.optimizer) is not torch.optim.SGD:  # SGD moves nothing without gradient and momentum
             _clear(self.weights, self.masks)
+        if run.step == run.steps:
+            _silence(run.model)
 
     def _draw(self, run: Run) -> None:
         saliency = {name: weight.detach().abs() for name, weight in self.weights.items()}

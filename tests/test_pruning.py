@@ -1,5 +1,6 @@
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils import prune
 
 from helpers import models, profiling, pruning
 from helpers.data import load_data
-from helpers.evaluation import recalibrate
+from helpers.evaluation import predict, recalibrate
 from helpers.lesson import TEACHER
 from helpers.pruning import GradualPruner, PolynomialSchedule, masks_for, prunable, prune_once, sparsity_table
 from helpers.training import Callback, Run, evaluate, fit
@@ -485,3 +486,21 @@ def test_a_layer_that_pruning_empties_is_named(few):
     prunable(model)[first].data *= 1e-6
     with pytest.warns(UserWarning, match=rf"no weight is left in .*{first}.*: scope"):
         fit(model, few, epochs=1, lr=1e-4, progress=False, callbacks=[GradualPruner(lambda progress: 0.9)])
+
+
+def test_a_channel_that_no_longer_varies_answers_the_same_in_every_precision(digits):
+    model, few = models.build("vgg11", width=0.05), digits.train.take(slice(0, 200))
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = 0.9  # so that a few steps are enough
+    data = replace(digits, train=few, validation=few)
+    pruner = GradualPruner(lambda progress: 0.985, skip=["classifier"])
+    fit(model, data, epochs=2, batch_size=20, lr=0.01, callbacks=[pruner])
+    before = predict(model, few)
+    still = [layer.running_var < 1e-8 for layer in norms]
+    assert sum(int(one.sum()) for one in still) >= 5
+    for layer, constant in zip(norms, still, strict=True):
+        assert (layer.weight[constant] == 0).all()
+        assert (layer.weight[~constant] != 0).all()
+        layer.running_mean[constant] += 1e-3
+    torch.testing.assert_close(predict(model, few), before)
