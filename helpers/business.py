@@ -290,36 +290,6 @@ def misses(network: Network, use: UseCase) -> list[str]:
 
 
 @checked
-def verdict(
-    before: Network,
-    after: Network,
-    use: UseCase,
-    assumptions: Assumptions,
-    years: Years = 1,
-    accuracy_lost: Share = 0.01,
-) -> str:
-    """Say whether a network can and should replace another on a device: budgets, then accuracy, then money.
-
-    Args:
-        before: what was there first; equal to ``after`` to ask about it alone.
-        after: what would run.
-        use: the device and its budgets.
-        assumptions: of the service, the engineers' days for this change among them.
-        years: over which money counts.
-        accuracy_lost: what the product can bear, a share of 1.
-    """
-    pays, _ = worth_it(before, after, assumptions, years, accuracy_lost)
-    if missed := misses(after, use):
-        return "misses " + ", ".join(missed)
-    if after == before:
-        return "fits"
-    if before.accuracy - after.accuracy > accuracy_lost:
-        return "fits, but loses too much accuracy"
-    needed = "needed" if misses(before, use) else "fits"
-    return f"{needed}, and pays" if pays else f"{needed}, but does not pay"
-
-
-@checked
 def budgets(candidates: by_name(Network), uses: by_name(UseCase)) -> pd.DataFrame:
     """Compare what each network needs with what each use case allows, both by name.
 

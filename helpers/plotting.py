@@ -152,25 +152,6 @@ def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     return figure
 
 
-def costs(table: pd.DataFrame, column: str, label: str) -> Figure:
-    """Draw one bar per network, with its value; ``column`` of what ``profiling.compare`` gave."""
-    figure, (axes,) = panels((7, 0.9 + 0.36 * len(table)), {"xlabel": label})
-    bars(axes, table.index, table[column], BLUE, " {:,.3g}")
-    return figure
-
-
-def matrices(tables: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Figure:
-    """Draw small matrices, {title: rows x columns}, with their numbers; no cell where a mask is False."""
-    limit = max(float(table.abs().max()) for table in tables.values())
-    cells = {"annot": True, "fmt": ".1f", "linewidths": 1, "linecolor": "0.85", "square": True, "cbar": False}
-    cells |= {"cmap": "vlag", "vmin": -limit, "vmax": limit, "xticklabels": False, "yticklabels": False}
-    figure, grid = panels((3.4 * len(tables), 3.2), *({"title": title} for title in tables))
-    for axes, (title, table) in zip(grid, tables.items(), strict=True):
-        kept = (masks or {}).get(title)
-        sns.heatmap(table.numpy(), mask=None if kept is None else ~kept.numpy(), ax=axes, **cells)
-    return figure
-
-
 def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw sparsity over a run, a line per schedule: values evenly spaced from begin to end, equally many."""
     table = 100 * pd.DataFrame(curves)

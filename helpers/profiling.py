@@ -23,7 +23,7 @@ from helpers.evaluation import evaluate, evaluating, picture_shape
 from helpers.runs import PICTURE, calls, counted, example_of, forward, laid_out
 from helpers.runs import hooked as hooked
 from helpers.storage import STORAGES
-from helpers.types import Count, Names, Network, Shape, Threads, by_name, checked, whole
+from helpers.types import Count, Network, Shape, Threads, by_name, checked, whole
 
 Repeats = whole(3)  # fewer have no quartiles
 LATENCY = ["latency_ms", "latency_low_ms", "latency_high_ms"]
@@ -78,6 +78,7 @@ def _latencies(networks: dict, input_shape: tuple, threads: int | None, repeats:
 
 
 @checked
+@torch.no_grad()
 def profile(
     model: Network, input_shape: Shape = PICTURE, *, latency: bool = False, repeats: Count = 20
 ) -> pd.DataFrame:
@@ -96,47 +97,16 @@ def profile(
         macs, and with ``latency`` also latency_ms. A layer used twice has two rows and its parameters in the
         first only.
     """
-    table = _profiles({"": model}, input_shape, repeats if latency else 0)
-    return table.drop(columns="network")
-
-
-@checked
-def compare_layers(
-    before: nn.Module, after: nn.Module, names: Names, input_shape: Shape = PICTURE
-) -> pd.DataFrame:
-    """Put layers beside what they became (all parts under the same name), and time them in turns.
-
-    Returns:
-        A row per name: macs, macs_after, latency_ms, latency_ms_after, times_fewer_macs, times_faster.
-    """
-    networks = {"": before, "_after": _on(after, _device(before))}
-    table, rows, columns = _profiles(networks, input_shape, 20), {}, ["macs", "latency_ms"]
-    for name in names:
-        own = table[(table["layer"] + ".").str.startswith(f"{name}.")]
-        sums = own.groupby("network")[columns].sum()
-        if len(sums) < 2:
-            raise ValueError(f"names must be of layers that run in both networks, got {name!r}")
-        rows[name] = {column + side: sums.loc[side, column] for column in columns for side in networks}
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found["times_fewer_macs"] = found["macs"] / found["macs_after"]
-    found["times_faster"] = found["latency_ms"] / found["latency_ms_after"]
-    return found
-
-
-@torch.no_grad()
-def _profiles(networks: dict[str, nn.Module], input_shape: tuple[int, ...], repeats: int) -> pd.DataFrame:
-    found = [(network, call) for network, model in networks.items() for call in calls(model, input_shape)]
-    rows = []
-    for network, call in found:
+    found, rows = calls(model, input_shape), []
+    for call in found:
         rows.append({
-            "network": network, "layer": call.name, "type": type(call.layer).__name__,
-            "output_shape": call.output_shape,
+            "layer": call.name, "type": type(call.layer).__name__, "output_shape": call.output_shape,
             "parameters": sum(one.numel() for one in call.own if isinstance(one, nn.Parameter)),
             "bytes": sum(one.nbytes for one in call.own), "macs": call.macs,
         })  # fmt: skip
-    if repeats:
-        times = time_in_turns({str(row): call.run for row, (_, call) in enumerate(found)}, repeats)
-        for row, (_, call) in enumerate(found):  # without its parts' time, which are the rows before
+    if latency:
+        times = time_in_turns({str(row): call.run for row, call in enumerate(found)}, repeats)
+        for row, call in enumerate(found):  # without its parts' time, which are the rows before
             parts = sum(one["latency_ms"] for one in rows[row - call.parts : row])
             rows[row]["latency_ms"] = max(0.0, times[str(row)]["latency_ms"] - parts)
     return pd.DataFrame(rows)

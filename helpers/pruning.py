@@ -253,13 +253,6 @@ class GradualPruner(Callback):
             said = 'scope="layer" or a lower sparsity keeps some, skip all of them'
             warnings.warn(f"no weight is left in {', '.join(empty)}: {said}", stacklevel=2)
 
-    def finalize(self) -> nn.Module:
-        """Return the pruned model, plain all along, and let go of the masks."""
-        if not hasattr(self, "model"):
-            raise RuntimeError("finalize comes after fit: this pruner has not seen a model yet")
-        self.masks, self._taylor = {}, {}
-        return self.model
-
     def on_epoch(self, run: Run) -> dict[str, float]:
         """Add the reached sparsity to the epoch's row."""
         total = sum(weight.numel() for weight in self.weights.values())

@@ -211,37 +211,6 @@ def test_memory_is_a_process_s_where_one_was_measured():
     assert business.misses(BEFORE, USE) == ["latency_ms", "memory_mb", "update_mb", "joules_per_day"]
 
 
-def test_the_verdict_asks_for_budgets_then_accuracy_then_money():
-    # 4,000 downloads of 80 or 2 MB at 0.5 per GB: 156 a year less, for 5 days of 100, or one day of 100
-    dear, cheap = (
-        USE.service(price_per_gb=0.5, engineer_days=days, price_per_engineer_day=100) for days in (5, 1)
-    )
-    roomy = replace(
-        USE, latency_ms=108, memory_mb=85, update_mb=80, joules_per_day=11
-    )  # the large one just fits
-    assert (
-        business.verdict(BEFORE, BEFORE, USE, dear)
-        == "misses latency_ms, memory_mb, update_mb, joules_per_day"
-    )
-    assert business.verdict(BEFORE, BEFORE, roomy, dear) == "fits"
-    assert business.verdict(BEFORE, AFTER, USE, dear, accuracy_lost=0.02) == "needed, but does not pay"
-    assert business.verdict(BEFORE, AFTER, USE, cheap, accuracy_lost=0.02) == "needed, and pays"
-    assert business.verdict(BEFORE, AFTER, USE, dear, years=4, accuracy_lost=0.02) == "needed, and pays"
-    assert business.verdict(BEFORE, AFTER, roomy, dear, accuracy_lost=0.02) == "fits, but does not pay"
-    assert (
-        business.verdict(BEFORE, AFTER, roomy, cheap, accuracy_lost=0.005)
-        == "fits, but loses too much accuracy"
-    )
-    with pytest.raises(ValueError, match="accuracy_lost"):
-        business.verdict(BEFORE, AFTER, USE, dear, accuracy_lost=-1)
-    with pytest.raises(ValueError, match="years"):
-        business.verdict(BEFORE, AFTER, USE, dear, years=0)
-    with pytest.raises(TypeError, match="use must be an instance of UseCase"):
-        business.misses(BEFORE, dear)
-    with pytest.raises(TypeError, match="network must be an instance of Network"):
-        business.needs(dear, USE)
-
-
 @pytest.mark.parametrize("field", [field.name for field in fields(UseCase)])
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "many"])
 def test_bad_use_cases_are_named(field, bad):

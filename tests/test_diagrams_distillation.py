@@ -2,12 +2,10 @@
 
 import matplotlib as mpl
 import pandas as pd
-import pytest
 
 mpl.use("Agg")
 
 from helpers.diagrams import distillation as diagrams
-from helpers.evaluation import Accuracy
 
 
 def test_arms_show_a_dot_for_each_seed_and_their_mean():
@@ -16,9 +14,3 @@ def test_arms_show_a_dot_for_each_seed_and_their_mean():
     assert [text.get_text() for text in axes.texts] == ["85.0", "95.5"]
     alike = diagrams.arms(pd.DataFrame({"taught": [92.0, 87.0, 92.0, 92.0]}), "accuracy").axes[0].lines[0]
     assert len(set(zip(alike.get_xdata(), alike.get_ydata(), strict=True))) == 4  # none hides another
-
-
-def test_intervals_reach_from_end_to_end_and_have_the_share_between_them():
-    axes = diagrams.intervals({"alone": Accuracy(8, 10), "taught": Accuracy(9, 10)}, "accuracy").axes[0]
-    assert list(axes.lines[0].get_xdata()) == pytest.approx([49.0, 94.3], abs=0.1)
-    assert [text.get_text() for text in axes.texts] == ["80.0", "90.0"]

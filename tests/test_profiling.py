@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import low_rank, models, profiling
+from helpers import models, profiling
 
 
 def test_macs_and_parameters_worked_by_hand():
@@ -293,20 +293,6 @@ def test_bad_arguments_are_named():
         profiling.measure_latency(model, repeats=1)
     with pytest.raises(TypeError, match="model"):
         profiling.profile("vgg19")
-
-
-def test_layers_are_compared_with_all_their_parts():
-    model = models.build("tiny_convnet", width=0.5)
-    small = low_rank.factorize(model, ranks={"features.3": 4})
-    table = profiling.compare_layers(model, small, ["features.3", "features.0"])
-    whole, parts = profiling.profile(model), profiling.profile(small)
-    assert table.loc["features.3", "macs"] == whole.set_index("layer")["macs"]["features.3"]
-    assert (
-        table.loc["features.3", "macs_after"]
-        == parts.set_index("layer")["macs"][["features.3.0", "features.3.1"]].sum()
-    )
-    assert table.loc["features.0", "times_fewer_macs"] == 1
-    assert (table["times_faster"] > 0).all()
 
 
 def test_timing_leaves_the_model_as_it_was():

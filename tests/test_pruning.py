@@ -392,19 +392,6 @@ def test_one_shot_in_a_run_keeps_the_masks_of_prune_once(few):
     assert all(seen)
 
 
-def test_finalize_gives_the_plain_model_back(few):
-    pruner = GradualPruner(PolynomialSchedule(0.7))
-    with pytest.raises(RuntimeError, match="after fit"):
-        pruner.finalize()
-    model = small()
-    fit(model, few, epochs=1, batch_size=64, callbacks=[pruner], progress=False)
-    final = pruner.finalize()
-    assert final is model
-    assert not pruner.masks
-    table = sparsity_table(final)
-    assert abs(table["zeros"].sum() - 0.7 * table["parameters"].sum()) <= 0.5
-
-
 def test_a_layer_that_a_batch_does_not_use_is_pruned_all_the_same(few):
     class Spare(torch.nn.Module):
         def __init__(self):

@@ -6,7 +6,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.evaluation import Accuracy
 from helpers.plotting import BLUE, GRAY, GREEN, ORANGE, panels, rows_down
 
 
@@ -47,18 +46,5 @@ def arms(table: pd.DataFrame, xlabel: str) -> Figure:
             f"{values.mean():.1f}", (values.mean(), place - 0.3), fontsize=8, ha="center", va="bottom"
         )
     rows_down(axes, list(table.columns))
-    axes.margins(x=0.08)
-    return figure
-
-
-def intervals(found: dict[str, Accuracy], xlabel: str) -> Figure:
-    """Draw the accuracy of a row for each network, with its 95% interval."""
-    figure, (axes,) = panels((6.4, 0.9 + 0.42 * len(found)), {"xlabel": xlabel})
-    for place, accuracy in enumerate(found.values()):
-        share, ends = 100 * float(accuracy), [100 * end for end in accuracy.interval]
-        axes.plot(ends, [place, place], "-", color=GRAY, linewidth=3)
-        axes.plot(share, place, "o", color=BLUE)
-        axes.annotate(f"{share:.1f}", (share, place - 0.2), fontsize=8, ha="center", va="bottom")
-    rows_down(axes, list(found))
     axes.margins(x=0.08)
     return figure

@@ -461,7 +461,6 @@ RULES = [  # a function, arguments that are right, and what one of them must not
         (profiling.profile, {}), (profiling.count_macs, {}), (profiling.peak_memory, {}),
         (profiling.measure_latency, {"repeats": 3}), (profiling.summarize, {"repeats": 3}),
     )),
-    (profiling.compare_layers, {"before": MODEL, "after": MODEL, "names": ["classifier"]}, {"names": [["nowhere"]], **SHAPES}),
     (profiling.compare, {"networks": {"a": MODEL}, "repeats": 3}, {"networks": [{}], "baseline": ["b"]}),
     (quantization.affine_grid, {"low": 0.0, "high": 1.0}, {"high": [-5e-324]}),
     (quantization.quantize, {"values": LOGITS, "scale": 1.0, "zero_point": 0}, {"zero_point": [256]}),
