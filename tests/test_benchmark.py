@@ -272,13 +272,13 @@ class TestPlan:
         )
 
     def test_workers_make_the_same_rows_in_processes(self, tmp_path, monkeypatch):
-        asked = "helpers.benchmark micro12_alone --data digits --formats torch --workers 2 --seeds 0 1"
+        asked = "helpers.benchmark teacher1 --data digits --formats torch --workers 2 --seeds 0 1"
         monkeypatch.setattr(sys, "argv", [*asked.split(), "--out", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
         rows = results.latest(tmp_path / "results")
-        assert sorted(rows[rows["network"] == "micro12_alone"]["seed"]) == [0, 1]
+        assert sorted(rows[rows["network"] == "teacher1"]["seed"]) == [0, 1]
 
 
 class TestRun:
@@ -473,11 +473,9 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     here, rows = Bench(tmp_path / "here", "digits"), {}
     with set_torch_threads(1):  # as many as Ray gives a job
-        failed = run_all(
-            plan(["micro12_alone"], here, [0, 1]), lambda jobs: [attempt(job, here) for job in jobs]
-        )
+        failed = run_all(plan(["teacher1"], here, [0, 1]), lambda jobs: [attempt(job, here) for job in jobs])
     assert failed == []
-    command(tmp_path / "ray", "micro12_alone", "--seeds", "0", "1", "--engine", "ray")
+    command(tmp_path / "ray", "teacher1", "--seeds", "0", "1", "--engine", "ray")
     for engine in ("here", "ray"):
         rows[engine] = results.latest(tmp_path / engine / "results").sort_values(["network", "seed"])
     same = [

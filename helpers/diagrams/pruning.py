@@ -92,7 +92,7 @@ def side_by_side(table: pd.DataFrame) -> Figure:
 
 def fast_and_right(table: pd.DataFrame) -> Figure:
     """Draw time and accuracy of networks; ``table`` is from ``profiling.compare``, with accuracies."""
-    threads = f"{table.attrs['threads']} thread{'s' * (table.attrs['threads'] > 1)}"
+    threads = "1 thread" if table.attrs["threads"] == 1 else f"{table.attrs['threads']} threads"
     time = f"latency (ms; {table.attrs['batch']} pictures, {threads})"
     figure, (left, right) = panels(
         (9, 0.9 + 0.4 * len(table)), {"xlabel": time}, {"xlabel": "accuracy (%)"}, sharey=True
