@@ -14,8 +14,8 @@ from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
     ("Does it fit, and\nis the bill small?", "leave it alone"),
     ("Does it in int8,\nwithin the loss?", "round it:\n2 days"),
-    ("Does a small one, int8,\nwithin the loss?", "train that:\n10 days"),
-    ("Does the full pipeline,\nwithin the loss?", "the full pipeline:\n20 days"),
+    ("Does a small one,\nin int8,\nwithin the loss?", "train that:\n10 days"),
+    ("Does the full\npipeline,\nwithin the loss?", "the full pipeline:\n20 days"),
 )
 
 

@@ -127,7 +127,8 @@ def calibrations(
             axes.tick_params(axis="y", which="both", left=False, labelleft=False)
             steps = (numbers[inside] * 255 / (high - low)).round().unique().numel()
             clipped = 100 * float((~inside).float().mean())
-            axes.set_xlabel(f"{tensor}: {clipped:.2g}% clipped,\n{steps} of 256 steps used", fontsize=9)
+            share = "< 0.001" if 0 < clipped < 0.001 else f"{clipped:.2g}"
+            axes.set_xlabel(f"{tensor}: {share}% clipped,\n{steps} of 256 steps used", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
