@@ -211,6 +211,14 @@ def test_memory_is_a_process_s_where_one_was_measured():
     assert business.misses(BEFORE, USE) == ["latency_ms", "memory_mb", "update_mb", "joules_per_day"]
 
 
+def test_a_device_and_a_service_are_not_taken_for_each_other():
+    service = USE.service(price_per_gb=0.5)
+    with pytest.raises(TypeError, match="use must be an instance of UseCase"):
+        business.misses(BEFORE, service)
+    with pytest.raises(TypeError, match="network must be an instance of Network"):
+        business.needs(service, USE)
+
+
 @pytest.mark.parametrize("field", [field.name for field in fields(UseCase)])
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "many"])
 def test_bad_use_cases_are_named(field, bad):
