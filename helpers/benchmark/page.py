@@ -94,6 +94,7 @@ def write_readme(path: AnyPath = HOME / "README.md") -> None:
     keep(path, f"{before}{MARKS[0]}\n{markdown()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}".encode())
 
 
+@checked
 def write_networks(path: AnyPath = PUBLISHED / "README.md") -> None:
     """Write the page of every network and every file of it."""
     every = compared()

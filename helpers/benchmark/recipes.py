@@ -142,13 +142,10 @@ COMPRESSED = {
         label="low rank, 60% zeros",
         claimed=COMBINED,
     ),
-    "one_call_patient": on(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
-        0.02,
-        12,
-        start="one_call_longer",
-        callbacks=gradual(0.6),
-        recorded=False,
-        fit=MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8},
+    "one_call_patient": Recipe(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
+        **FROM
+        | {"start": "one_call_longer", "recorded": False, "epochs": 12, "callbacks": gradual(0.6)}
+        | {"fit": MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8}},
     ),
 }
 
