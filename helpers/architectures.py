@@ -1,7 +1,5 @@
 """The networks of the series: plain modules for 3 x 32 x 32 pictures, by name in ``MODELS``."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Random changes of pictures that leave their meaning: a batch at a time, as indices and masks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

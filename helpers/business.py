@@ -4,8 +4,6 @@ Nothing is measured here. Latency, bytes and accuracy come from data/results/net
 devices are assumptions that a reader changes. Money is in whatever currency the prices are in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import inf

@@ -1,7 +1,5 @@
 """What depends on a channel: torch-pruning's graph, bounded; and the proof that nothing else does."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from bisect import bisect_left

@@ -1,7 +1,5 @@
 """Whole channels taken away, which leaves a smaller dense network; and what each layer alone can spare."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Literal

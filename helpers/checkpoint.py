@@ -1,7 +1,5 @@
 """Going on with an interrupted run: ``fit(checkpoint="run.safetensors")`` adds this callback, no more."""
 
-from __future__ import annotations
-
 import json
 import time
 import zlib

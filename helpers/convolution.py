@@ -7,11 +7,7 @@ full. Same outputs, up to the order in which they are added. (In bfloat16 the gr
 little coarser: it is a sum over the kernel's pixels, of numbers that are rounded first.)
 """
 
-from __future__ import annotations
-
-import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from helpers.types import Count, Whole, checked, shown
-
 WIDEST = 4  # pixels in a row of the output; at 8 the library's own convolution is faster
 
 
-@checked
 def convolve(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: tuple[Count, Count] = (1, 1),
-    padding: tuple[Whole, Whole] = (0, 0),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Convolve as ``torch.nn.functional.conv2d`` does (one group, no dilation), by one matrix product.
 
     Args:
-        images: B x C x H x W.
+        images: B x C x H x W, with its padding at least as large as the kernel.
         weight: O x C x h x w, of the same type.
         bias: one for each of the O outputs, or None.
         stride: down and across.
@@ -44,24 +37,6 @@ def convolve(
     Returns:
         B x O x H' x W', channels last.
     """
-    if images.ndim != 4 or weight.ndim != 4 or images.shape[1] != weight.shape[1] or not weight.numel():
-        shapes = f"images {shown(images)}, weight {shown(weight)}"
-        raise ValueError(f"images must be B x C x H x W and weight O x C x h x w, got {shapes}")
-    if any(images.shape[i + 2] + 2 * padding[i] < weight.shape[i + 2] for i in (0, 1)):
-        sizes = f"{shown(images)} and weight {shown(weight)}, padding {padding}"
-        raise ValueError(f"images must be at least as large, with their padding, as the kernel, got {sizes}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have a number for each of {len(weight)} outputs, got {shown(bias)}")
-    return _product(images, weight, bias, stride, padding)
-
-
-def _product(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-) -> Tensor:
     (outputs, _, *kernel), (down, across) = weight.shape, stride
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
     rows, columns = ((padded.shape[i + 1] - kernel[i]) // stride[i] + 1 for i in (0, 1))
@@ -84,7 +59,7 @@ class SmallMaps(TorchFunctionMode):
         """Take a convolution over where its map is small; let everything else through."""
         if function is torch.conv2d and not kwargs and _takes(*args):
             halved = (part if part is None else part.bfloat16() for part in args[:3])
-            return _product(*halved, *args[3:5])
+            return convolve(*halved, *args[3:5])
         return function(*args, **(kwargs or {}))
 
 
@@ -104,11 +79,3 @@ def _takes(
     if not (pairs and halved and known) or groups != 1 or dilation not in (1, (1, 1)):
         return False
     return (images.shape[3] + 2 * padding[1] - weight.shape[3]) // stride[1] < WIDEST
-
-
-@functools.cache
-@checked
-def has_tiles(device_type: str = "cpu") -> bool:
-    """Whether processors of this type have tile units for bfloat16 (Intel's AMX); only CPUs are asked."""
-    flags = Path("/proc/cpuinfo")
-    return device_type == "cpu" and flags.exists() and "amx_bf16" in flags.read_text("utf-8")

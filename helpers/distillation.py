@@ -1,7 +1,5 @@
 """Knowledge distillation: the technique that changes the loss, and nothing else."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

@@ -1,13 +1,9 @@
 """Measuring accuracy: a count of correct answers, and the interval it leaves open."""
 
-from __future__ import annotations
-
 import copy
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,9 +11,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from helpers.convolution import SmallMaps, has_tiles
+from helpers.convolution import SmallMaps
 from helpers.data import Data, Split, batches
 from helpers.networks import logits_of, narrow, refusing, widen
+from helpers.processor import has_bf16, has_tiles
 from helpers.types import Count, Network, Shape, Whole, checked, shown
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -219,17 +216,6 @@ def picture_shape(data: Data | Split | None, default: Shape) -> tuple[int, ...]:
     """Return the shape of one picture, as a batch: 1 x 3 x H x W; ``default`` without data."""
     split = data.test if isinstance(data, Data) else data
     return default if split is None else (1, *split.images.shape[1:])
-
-
-@functools.cache
-@checked
-def has_bf16(device_type: str = "cpu") -> bool:
-    """Whether processors of this type ("cpu", "cuda") compute in bfloat16 here, faster than emulated."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")
-    text = flags.read_text("utf-8") if device_type == "cpu" and flags.exists() else ""
-    return any(flag in text for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
 @checked

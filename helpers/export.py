@@ -5,10 +5,7 @@ If the answers differ too much, ExportError says by how much and nothing is left
 ``helpers.deploy`` has what stands behind.
 """
 
-from __future__ import annotations
-
 import os
-import platform
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +38,7 @@ from helpers.deploy.writing import (
     some_pair,
     writing,
 )
+from helpers.processor import multiplies_int8
 from helpers.types import AnyPath, Share, checked, path
 
 __all__ = [
@@ -144,7 +142,7 @@ def quantize_onnx(
                 SimpleNamespace(get_next=lambda: next(feeds, None)),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=not _has_vnni(),
+                reduce_range=not multiplies_int8(),
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
@@ -248,12 +246,3 @@ def _calibrated(model: nn.Module, calibration: Split) -> tuple[nn.Module, object
         for images, _ in batches(calibration, 1):
             observed(images.contiguous())
     return convert_pt2e(observed, fold_quantize=False), QuantConfig(pt2e_quantizer=quantizer)
-
-
-# Whether the processor multiplies int8 without saturating: x86 without VNNI does not, others do.
-def _has_vnni() -> bool:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():  # Windows, macOS: nobody to ask, so an x86 counts as one without
-        return platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686")
-    flags = info.read_text("utf-8")
-    return "avx" not in flags or "vnni" in flags

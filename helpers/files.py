@@ -3,8 +3,6 @@
 Knows nothing about networks: ``helpers.models`` says what the tensors mean.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """A folder of pictures of any sizes as the tensors that everything else here works on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ Compression changes the shapes of layers. What it does not change (pooling, acti
 same in the network that the weights are read into, or it computes something else.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -17,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from helpers.files import digest
+from helpers.networks import check_plain
 
 _CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _CONVOLUTION = (*_CONVOLUTION, "padding_mode", "bias")
@@ -61,8 +59,7 @@ def describe(model: nn.Module) -> dict:
         ValueError: a layer's weight is not a plain parameter, or modules lie where PyTorch does not see them.
     """
     modules = list(model.named_modules(remove_duplicate=False))
-    for name, layer in modules:
-        _refuse_made_weights(name, layer)
+    check_plain(model)
     described = layers(model)
     settings = {name: _settings(name, layer) for name, layer in modules if name not in described}
     seen = {id(layer) for _, layer in modules}
@@ -195,20 +192,6 @@ def _grouped(pairs: Iterator[tuple[str, int]]) -> list[list[str]]:
     for name, key in pairs:
         groups.setdefault(key, []).append(name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def _refuse_made_weights(name: str, layer: nn.Module) -> None:
-    made = [*layer.parametrizations] if parametrize.is_parametrized(layer) else []
-    own = {key for key, _ in layer.named_parameters(recurse=False)}
-    # weight_norm and spectral_norm as they were, and the masks of torch.nn.utils.prune
-    made += [key for key in vars(layer) if {f"{key}_orig", f"{key}_g"} & own]
-    if made:
-        weight = f"{name}.{made[0]}".lstrip(".")
-        raise ValueError(
-            f"model would not come back: {weight} is computed from other weights (a parametrization, weight "
-            "norm or mask). Way out: make it plain first, by remove_parametrizations, remove_weight_norm or "
-            "prune.remove of torch.nn.utils"
-        )
 
 
 def _settings(name: str, layer: nn.Module) -> dict[str, str]:

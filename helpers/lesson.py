@@ -1,7 +1,5 @@
 """What a notebook's set-up cell calls: the data, the budget, the look of the figures, and the teacher."""
 
-from __future__ import annotations
-
 import io
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Low-rank factorization: the technique that changes the model. One layer becomes two thinner ones."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from dataclasses import dataclass

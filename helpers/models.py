@@ -1,7 +1,5 @@
 """Every architecture of the series by name, and files that bring each back, compressed shapes included."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path
@@ -14,7 +12,7 @@ from helpers import layers, types
 from helpers.architectures import MODELS, ConvNet, FastConvNet, ResidualBlock, whiten
 from helpers.files import WAY_OUT, CheckpointError, digest, fingerprint, read_safetensors, write_safetensors
 from helpers.storage import Storage, pack, unpack
-from helpers.types import AnyPath, checked
+from helpers.types import AnyPath, Network, checked
 
 FORMAT = "neural-network-compression/1"
 __all__ = [
@@ -72,7 +70,7 @@ def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Modul
 
 @checked
 def save(
-    model: nn.Module,
+    model: Network,
     path: types.path(".safetensors"),
     dtype: torch.dtype | None = None,
     storage: Storage = "dense",
@@ -99,7 +97,7 @@ def save(
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    model, tensors = _uncompiled(model), {}
+    tensors = {}
     for name, tensor in model.state_dict().items():
         if not _is_plain(tensor):
             hint = "Way out: save it before its tensors become quantized or sparse"
@@ -120,7 +118,7 @@ def save(
 
 
 @checked
-def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
+def load(path: AnyPath, into: Network | None = None) -> nn.Module:
     """Read a network written by ``save``, on the CPU, in eval mode, as float32 (or of the types of ``into``).
 
     Args:
@@ -151,7 +149,7 @@ def load(path: AnyPath, into: nn.Module | None = None) -> nn.Module:
         odd = dict(expected.items() ^ _shapes(tensors).items())
         if odd:
             raise ValueError(f"the recipe does not describe the weights {min(odd)}")
-        own = {} if into is None else _uncompiled(into).state_dict()
+        own = {} if into is None else into.state_dict()
         kinds = {name: tensor.dtype for name, tensor in own.items() if tensor.is_floating_point()}
         common = next(iter(kinds.values()), torch.float32)
         state = model.state_dict()  # with the versions of the layers' formats, which some layers ask for
@@ -182,10 +180,6 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
-    return getattr(model, "_orig_mod", model)  # beneath torch.compile
-
-
 def _recipe(model: nn.Module) -> dict:
     # of build's networks the file holds what build cannot know; that all comes back is seen here
     described, built = layers.describe(model), getattr(model, "recipe", None)
@@ -208,7 +202,7 @@ def _follow(recipe: str, into: nn.Module | None = None) -> tuple[nn.Module, dict
     # ``into`` has its shape
     built = json.loads(recipe)
     described = {key: built.pop(key) for key in layers.PARTS if key in built}
-    model = _blank(**built) if into is None else copy.deepcopy(_uncompiled(into)).cpu()
+    model = _blank(**built) if into is None else copy.deepcopy(into).cpu()
     lost = layers.missing(described, model) if into is not None else ""
     if not lost:
         layers.rebuild(model, described)

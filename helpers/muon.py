@@ -1,7 +1,5 @@
 """Muon: an optimizer that moves every direction of a weight matrix equally far, and learns in few epochs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

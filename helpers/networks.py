@@ -1,7 +1,5 @@
 """Networks of any make: where their logits are, whether their weights are plain, what they put out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

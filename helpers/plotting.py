@@ -1,7 +1,5 @@
 """One function per figure, from numbers to a Figure; what sliders move is in ``helpers.widgets``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 
@@ -292,10 +290,6 @@ def formats(table: pd.DataFrame) -> Figure:
     most, fewest = table["total"].max(), table["agreeing"].min()
     grid[2].set_xlim(fewest - 0.2 * (most - fewest) - 0.1, most + 0.05 * (most - fewest) + 0.1)
     grid[2].xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid[:2]:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

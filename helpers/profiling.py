@@ -4,8 +4,6 @@
 with its interquartile range, and says batch size and thread count. MB are 10^6 bytes.
 """
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable
@@ -62,10 +60,18 @@ def measure_latency(
         latency_ms (median), latency_low_ms and latency_high_ms (quartiles), batch, threads (of PyTorch; by
         default as many as it uses now), repeats.
     """
-    return _latencies({"model": model}, input_shape, threads, repeats)["model"]
+    return latencies({"model": model}, input_shape, threads=threads, repeats=repeats)["model"]
 
 
-def _latencies(networks: dict, input_shape: tuple, threads: int | None, repeats: int) -> dict[str, dict]:
+@checked
+def latencies(
+    networks: by_name(nn.Module),
+    input_shape: Shape = PICTURE,
+    *,
+    threads: Threads | None = None,
+    repeats: Repeats = 50,
+) -> dict[str, dict]:
+    """Time networks in turns: what ``measure_latency`` returns, by name."""
     threads = threads or torch.get_num_threads()
     runs = {
         name: partial(forward, laid_out(model), example_of(model, input_shape))
@@ -244,7 +250,7 @@ def compare(
     input_shape = picture_shape(data, PICTURE) if input_shape is None else input_shape
     device = _device(networks[baseline])
     networks = {name: _on(model, device) for name, model in networks.items()}
-    times = _latencies(networks, input_shape, threads, repeats)
+    times = latencies(networks, input_shape, threads=threads, repeats=repeats)
     costs = [_costs(model, data, input_shape) | times[name] for name, model in networks.items()]
     table = pd.DataFrame(costs, index=pd.Index(networks, name="model"))
     first, accuracies = table.loc[baseline], table.pop("accuracy")

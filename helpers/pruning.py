@@ -1,7 +1,5 @@
 """Pruning: the technique that changes the step. After each step, the weights that were given up are zero."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Fewer bits per weight: real numbers on a grid of integers, and codes short for what is frequent."""
 
-from __future__ import annotations
-
 import copy
 import heapq
 import itertools

@@ -5,8 +5,6 @@ each layer, chosen by energy, by budget or by hand. ``low_rank`` takes the layer
 their two parts after.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The table has a row per file, the network as it was first: network (its name), b
 (pictures), and latency_ms if it was timed.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from html import escape

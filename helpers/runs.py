@@ -1,7 +1,5 @@
 """What runs in a network: each module's call, what it put out and what it computed; and the input for it."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

@@ -15,8 +15,6 @@ csr           compressed sparse rows: a row per output, 16 bits of column per va
 ============  ================================================================================================
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import zlib

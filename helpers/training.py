@@ -3,8 +3,6 @@
 Read ``fit`` from top to bottom and you have understood the series.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import time

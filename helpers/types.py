@@ -4,8 +4,6 @@
 less than or equal to 1, got 1.5". pydantic does the checking; numpy's numbers count, True and "3" do not.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

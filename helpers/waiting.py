@@ -1,7 +1,5 @@
 """What a user waits for: a line in front of a few processors, simulated; the tail is what a mean hides."""
 
-from __future__ import annotations
-
 import heapq
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The sliders. Each is a thin skin over a plain function that takes a number and returns a figure."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import replace

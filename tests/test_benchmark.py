@@ -1,6 +1,7 @@
 """Recipes and the one function that runs them, on digits and narrow networks: what it plans, what it writes, and that nothing runs twice."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def bench(tmp_path_factory):
     bench = Bench(tmp_path_factory.mktemp("bench"), "digits")
     failed = run_all(
         plan(["control", "factorized4_zeros60", "tiny_convnet_taught"], bench),
-        lambda jobs: [attempt(job, bench) for job in jobs],
+        functools.partial(attempt, bench=bench),
     )
     assert failed == []
     return bench
@@ -224,9 +225,9 @@ class TestPlan:
         graph = {("a", 0): set(), ("b", 0): {("a", 0)}, ("c", 0): {("b", 0)}, ("d", 0): set()}
         done = []
 
-        def work(jobs):
-            done.extend(jobs)
-            return ["broken" if name == "a" else "" for name, _ in jobs]
+        def work(job):
+            done.append(job)
+            return "broken" if job[0] == "a" else ""
 
         assert run_all(graph, work) == ["a, seed 0: broken"]
         assert sorted(done) == [("a", 0), ("d", 0)]
@@ -390,9 +391,7 @@ class TestRun:
                 NETWORKS["teacher"], start="vgg19"
             )  # without the two cycles before it
             bench = Bench(tmp_path, "digits")
-            assert (
-                run_all(plan(["pruned99"], bench), lambda jobs: [attempt(job, bench) for job in jobs]) == []
-            )
+            assert run_all(plan(["pruned99"], bench), functools.partial(attempt, bench=bench)) == []
         finally:
             NETWORKS.clear()
             NETWORKS.update(before)
@@ -473,7 +472,7 @@ def test_ray_writes_the_rows_of_the_plain_engine(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     here, rows = Bench(tmp_path / "here", "digits"), {}
     with set_torch_threads(1):  # as many as Ray gives a job
-        failed = run_all(plan(["teacher1"], here, [0, 1]), lambda jobs: [attempt(job, here) for job in jobs])
+        failed = run_all(plan(["teacher1"], here, [0, 1]), functools.partial(attempt, bench=here))
     assert failed == []
     command(tmp_path / "ray", "teacher1", "--seeds", "0", "1", "--engine", "ray")
     for engine in ("here", "ray"):

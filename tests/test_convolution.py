@@ -41,13 +41,13 @@ def test_it_is_pytorchs_convolution(shape, kernel, stride, padding):
 
 def counted(monkeypatch):
     """Return a list that grows by one width with every convolution that became a product."""
-    seen, original = [], convolution._product
+    seen, original = [], convolution.convolve
 
     def counting(images, *arguments):
         seen.append(images.shape[3])
         return original(images, *arguments)
 
-    monkeypatch.setattr(convolution, "_product", counting)
+    monkeypatch.setattr(convolution, "convolve", counting)
     return seen
 
 
@@ -169,16 +169,3 @@ def test_products_are_for_bfloat16_on_tiles(monkeypatch, tiles, precision, taken
         seen.clear()
         model(torch.randn(1, 3, 32, 32))
         assert not seen
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("flags: avx512_bf16", False), ("flags: amx_bf16 amx_tile", True), (None, False)]
-)
-def test_tiles_are_where_the_processor_says_so(text, expected, tmp_path, monkeypatch):
-    if text is not None:
-        (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(
-        convolution, "Path", lambda _: tmp_path / "cpuinfo"
-    )  # missing, as on Windows and macOS, where text is None
-    assert convolution.has_tiles.__wrapped__("cpu") is expected
-    assert not convolution.has_tiles.__wrapped__("cuda")

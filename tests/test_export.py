@@ -201,23 +201,6 @@ def test_int8_is_compared_with_the_float_file_and_99_of_100_are_asked(path, digi
     assert [file.name for file in tmp_path.iterdir()] == ["2.onnx"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "machine", "expected"),
-    [("flags: avx2 fma", "x86_64", False), ("flags: avx2 avx512_vnni", "x86_64", True), ("Features: asimd", "aarch64", True),
-     (None, "AMD64", False), (None, "arm64", True)],
-)  # fmt: skip
-def test_int8_is_halved_in_range_where_the_processor_would_saturate(
-    flags, machine, expected, tmp_path, monkeypatch
-):
-    if flags is not None:
-        (tmp_path / "cpuinfo").write_text(flags)
-    monkeypatch.setattr(
-        export, "Path", lambda _: tmp_path / "cpuinfo"
-    )  # missing, as on Windows, where flags is None
-    monkeypatch.setattr(export.platform, "machine", lambda: machine)
-    assert export._has_vnni() is expected
-
-
 def test_bad_arguments_are_named(network, path, some, tmp_path):
     with pytest.raises(ValueError, match=r"path must end in \.onnx"):
         export.to_onnx(network, tmp_path / "model.pt", some)

@@ -5,14 +5,12 @@
 over several processes.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +24,7 @@ from helpers.data import HOME
 
 MORE = {
     "scans": "weights and channels taken from one layer at a time",
-    "speed": "races with other libraries, on the CPU",
+    "speed": "the loop beside that of PyTorch's tutorial, on the CPU",
 }
 
 
@@ -39,11 +37,9 @@ def attempt(job: Job, bench: Bench, again: bool = False) -> str:
     return ""
 
 
-def on_ray(jobs: Sequence[Job], bench: Bench, address: str | None) -> list[str]:
-    """Run jobs that need nothing of each other on a Ray cluster, whose nodes must see this folder."""
+def on_ray(bench: Bench, address: str | None) -> Callable[[Job], str]:
+    """Return what runs a job on a Ray cluster, whose nodes must see this folder, and waits for it."""
     import ray
-    from joblib import Parallel, delayed, parallel_config
-    from ray.util.joblib import register_ray
 
     if not ray.is_initialized():
         paths = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -51,13 +47,9 @@ def on_ray(jobs: Sequence[Job], bench: Bench, address: str | None) -> list[str]:
             {"ACCELERATE_USE_CPU": "true"} if parse_flag_from_env("ACCELERATE_USE_CPU") else {}
         )
         ray.init(address=address, runtime_env={"env_vars": passed}, include_dashboard=False)
-    register_ray()
-    share = {
-        "num_cpus": max(1, torch.get_num_threads() // 2),
-        "num_gpus": int(results.state().device.type == "cuda"),
-    }
-    with parallel_config(backend="ray", ray_remote_args=share):
-        return Parallel(n_jobs=len(jobs))(delayed(_named)(sys.argv, job, bench) for job in jobs)
+    gpus = int(results.state().device.type == "cuda")
+    remote = ray.remote(num_cpus=max(1, torch.get_num_threads() // 2), num_gpus=gpus)(_named)
+    return lambda job: ray.get(remote.remote(sys.argv, job, bench))
 
 
 def _named(command: list[str], job: Job, bench: Bench) -> str:
@@ -170,14 +162,14 @@ def main() -> None:
         given += ["--formats", *chosen.formats] if chosen.formats else []
         failed = run_beside(graph, lambda job: in_a_process(job, given), chosen.workers)
     elif chosen.engine == "ray":
-        failed = run_all(graph, lambda jobs: on_ray(jobs, bench, chosen.address))
+        failed = run_beside(graph, on_ray(bench, chosen.address), max(1, len(graph)))
     else:
-        failed = run_all(graph, lambda jobs: [here(job) for job in jobs])
+        failed = run_all(graph, here)
     if "scans" in names:
         for unit in ("weight", "channel"):
             scan("teacher", unit, bench)
     if "speed" in names:
-        speed.race_all(bench)
+        speed.race(bench)
     if bench.out is None and results.state().is_main_process:
         page.write_readme()
         page.write_networks()

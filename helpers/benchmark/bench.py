@@ -4,8 +4,6 @@ Parents are found by the fingerprint of their weights. What is published is neve
 settings than the recipe's, ``out`` is asked for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -53,6 +51,11 @@ class Bench:
     def trial(self) -> bool:
         """Whether this is a trial on digits."""
         return self.data == "digits"
+
+    @property
+    def repeats(self) -> int:
+        """Return how often each latency is timed."""
+        return 5 if self.trial else 100
 
     @property
     def results(self) -> Path:
@@ -147,24 +150,20 @@ def plan(names: Iterable[str], bench: Bench, seeds: Sequence[int] | None = None)
     return graph
 
 
-def run_all(graph: dict[Job, set[Job]], work: Callable[[Sequence[Job]], list[str]]) -> list[str]:
-    """Run a plan, and return what failed; what needs a failed job is left out.
+def run_all(graph: dict[Job, set[Job]], work: Callable[[Job], str]) -> list[str]:
+    """Run a plan, one job after the other; return what failed. What needs a failed job is left out.
 
     Args:
         graph: what ``plan`` returned.
-        work: takes jobs that need nothing of each other; returns for each what went wrong, or an empty text.
+        work: takes a job whose parents are done; returns what went wrong, or an empty text.
     """
-    sorter, failed, lost = TopologicalSorter(graph), [], set()
-    sorter.prepare()
-    while sorter.is_active():
-        ready = sorter.get_ready()
-        lost |= {job for job in ready if graph[job] & lost}
-        chosen = [job for job in ready if job not in lost]
-        for job, said in zip(chosen, work(chosen), strict=True):
-            if said:
-                failed.append(f"{job[0]}, seed {job[1]}: {said}")
-                lost.add(job)
-        sorter.done(*ready)
+    failed, lost = [], set()
+    for job in TopologicalSorter(graph).static_order():
+        said = "" if graph[job] & lost else work(job)
+        if said:
+            failed.append(f"{job[0]}, seed {job[1]}: {said}")
+        if said or graph[job] & lost:
+            lost.add(job)
     return failed
 
 
@@ -172,9 +171,7 @@ def run_beside(graph: dict[Job, set[Job]], work: Callable[[Job], str], workers: 
     """Run a plan like ``run_all``, up to ``workers`` jobs side by side, the first of the plan first.
 
     Args:
-        graph: what ``plan`` returned.
-        work: takes a job whose parents are done, in a thread of its own; returns what went wrong, or an
-            empty text.
+        graph, work: as there; a job is worked on in a thread of its own.
         workers: how many.
     """
     sorter, failed, lost, waiting, running = TopologicalSorter(graph), [], set(), [], {}

@@ -1,7 +1,5 @@
 """What recipes are made of: changes of the model, callbacks for the step, preparations of the pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,55 +31,48 @@ class Lab:
 
 
 Change = Callable[[nn.Module, Lab], nn.Module]
-Prepare = Callable[
-    [Data, nn.Module, int], Data
-]  # given the network that the recipe starts from, and the seed
+Prepare = Callable[[Data, nn.Module, int], Data]  # given the network at the start, and the seed
+
+
+def configured(function: Callable) -> Callable:
+    """Let ``function``'s settings be given first: ``rank(7)`` is then called with what a run brings."""
+    return lambda *settings, **named: lambda *brought: function(*brought, *settings, **named)
 
 
 # -- the model -------------------------------------------------------------------------------------------
 
 
-def by_sensitivity(tolerance: float) -> Change:
+@configured
+def by_sensitivity(model: nn.Module, lab: Lab, tolerance: float) -> nn.Module:
     """Fewer channels: from each layer as many as it alone may lose at ``tolerance`` of the accuracy."""
-
-    def change(model: nn.Module, lab: Lab) -> nn.Module:
-        ratios = channels.ratios_by_sensitivity(lab.channel_scan(), tolerance)
-        return channels.prune_channels(model, lab.data.test.images[:1].float(), ratios)
-
-    return change
+    ratios = channels.ratios_by_sensitivity(lab.channel_scan(), tolerance)
+    return channels.prune_channels(model, lab.data.test.images[:1].float(), ratios)
 
 
-def rank(times: float, times_macs: float | None = None, **options: object) -> Change:
+@configured
+def rank(
+    model: nn.Module, lab: Lab, times: float, times_macs: float | None = None, **options: object
+) -> nn.Module:
     """Low rank: ``times`` fewer parameters and ``times_macs`` fewer MACs, chosen by what some pictures do."""
-
-    def change(model: nn.Module, lab: Lab) -> nn.Module:
-        few = lab.data.train.take(slice(0, 300))
-        settings = {"count": "both", "round_to": 1 if lab.narrow else 8, "pictures": few} | options
-        both = (1 / times, 1 / (times_macs or times))
-        return low_rank.factorize(model, budget=both if settings["count"] == "both" else both[0], **settings)
-
-    return change
+    few = lab.data.train.take(slice(0, 300))
+    settings = {"count": "both", "round_to": 1 if lab.narrow else 8, "pictures": few} | options
+    both = (1 / times, 1 / (times_macs or times))
+    return low_rank.factorize(model, budget=both if settings["count"] == "both" else both[0], **settings)
 
 
-def ranks_of_weights(times: float) -> Change:
+@configured
+def ranks_of_weights(model: nn.Module, lab: Lab, times: float) -> nn.Module:
     """Low rank with the ranks that the weights alone ask for, and factors that suit the pictures."""
-
-    def change(model: nn.Module, lab: Lab) -> nn.Module:
-        plan = low_rank.analyze(model, budget=1 / times, count="both")
-        ranks = dict(plan[plan["worthwhile"]].set_index("layer")["rank"])
-        return low_rank.factorize(model, ranks=ranks, pictures=lab.data.train.take(slice(0, 300)))
-
-    return change
+    plan = low_rank.analyze(model, budget=1 / times, count="both")
+    ranks = dict(plan[plan["worthwhile"]].set_index("layer")["rank"])
+    return low_rank.factorize(model, ranks=ranks, pictures=lab.data.train.take(slice(0, 300)))
 
 
-def at_once(sparsity: float) -> Change:
+@configured
+def at_once(model: nn.Module, lab: Lab, sparsity: float) -> nn.Module:
     """The smallest weights set to zero before the first step."""
-
-    def change(model: nn.Module, lab: Lab) -> nn.Module:
-        pruning.prune_once(model, sparsity)
-        return model
-
-    return change
+    pruning.prune_once(model, sparsity)
+    return model
 
 
 def whitened(model: nn.Module, lab: Lab) -> nn.Module:
@@ -89,9 +80,10 @@ def whitened(model: nn.Module, lab: Lab) -> nn.Module:
     return models.whiten(model, lab.data.train)
 
 
-def uniform(ratio: float) -> Change:
+@configured
+def uniform(model: nn.Module, lab: Lab, ratio: float) -> nn.Module:
     """The same share of channels gone from every layer."""
-    return lambda model, lab: channels.prune_channels(model, lab.data.test.images[:1].float(), ratio)
+    return channels.prune_channels(model, lab.data.test.images[:1].float(), ratio)
 
 
 # -- the loss --------------------------------------------------------------------------------------------
@@ -112,29 +104,25 @@ class Shuffled(nn.Module):
 # -- the step --------------------------------------------------------------------------------------------
 
 
-def gradual(sparsity: float, end: float = 0.7) -> Callable[[nn.Module], Sequence[Callback]]:
+@configured
+def gradual(model: nn.Module, sparsity: float, end: float = 0.7) -> Sequence[Callback]:
     """Prune while training, from the zeros that are there to ``sparsity`` at ``end`` of the run."""
-
-    def callbacks(model: nn.Module) -> Sequence[Callback]:
-        weights = pruning.prunable(model).values()
-        there = sum(int((weight == 0).sum()) for weight in weights) / sum(
-            weight.numel() for weight in weights
-        )
-        schedule = pruning.PolynomialSchedule(sparsity, min(there, sparsity), end=end)
-        return [pruning.GradualPruner(schedule)]
-
-    return callbacks
+    zeros, weights = pruning.sparsity_table(model)[["zeros", "parameters"]].sum()
+    schedule = pruning.PolynomialSchedule(sparsity, min(zeros / weights, sparsity), end=end)
+    return [pruning.GradualPruner(schedule)]
 
 
 # -- the pictures ----------------------------------------------------------------------------------------
 
 
-def held_out(count: int) -> Prepare:
+@configured
+def held_out(data: Data, model: nn.Module, seed: int, count: int) -> Data:
     """Only the first validation pictures: enough for a choice, and soon measured."""
-    return lambda data, model, seed: replace(data, validation=data.validation.take(slice(0, count)))
+    return replace(data, validation=data.validation.take(slice(0, count)))
 
 
-def at_pixels(pixels: int) -> Prepare:
+@configured
+def at_pixels(data: Data, model: nn.Module, seed: int, pixels: int) -> Data:
     """Pictures of another size: each new pixel the mean of those it covers (Tan and Le 2021, section 4).
 
     Larger ones are interpolated (bilinear).
@@ -145,27 +133,18 @@ def at_pixels(pixels: int) -> Prepare:
         parts = [F.interpolate(some.float(), pixels, mode=mode) for some in split.images.split(5_000)]
         return replace(split, images=torch.cat([part.round().to(torch.uint8) for part in parts]))
 
-    def prepare(data: Data, model: nn.Module, seed: int) -> Data:
-        return replace(
-            data, **{name: resize(getattr(data, name)) for name in ("train", "validation", "test")}
-        )
-
-    return prepare
+    return replace(data, **{name: resize(getattr(data, name)) for name in ("train", "validation", "test")})
 
 
-def least_sure(hard: float, others: float) -> Prepare:
+@configured
+def least_sure(data: Data, model: nn.Module, seed: int, hard: float, others: float) -> Data:
     """The share of training pictures of which the network is least sure, and a random share from the rest.
 
     Chosen by its largest probability, never by the label: the loss would leave the wrongly labelled ones in
     (on the order of learning: Toneva 2019).
     """
-
-    def prepare(data: Data, model: nn.Module, seed: int) -> Data:
-        order = predict(model, data.train, precision="auto").softmax(1).amax(1).argsort(stable=True)
-        count, more = round(hard * len(order)), round(others * len(order))
-        draw = torch.randperm(len(order) - count, generator=torch.Generator().manual_seed(seed))[:more]
-        return replace(
-            data, train=data.train.take(torch.cat([order[:count], order[count:][draw]]).sort().values)
-        )
-
-    return prepare
+    order = predict(model, data.train, precision="auto").softmax(1).amax(1).argsort(stable=True)
+    count, more = round(hard * len(order)), round(others * len(order))
+    draw = torch.randperm(len(order) - count, generator=torch.Generator().manual_seed(seed))[:more]
+    chosen = torch.cat([order[:count], order[count:][draw]]).sort().values
+    return replace(data, train=data.train.take(chosen))

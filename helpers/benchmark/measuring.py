@@ -1,42 +1,30 @@
 """What a kept network costs and scores, in every file format of its recipe: rows of networks.csv."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import set_torch_threads
 
 from helpers import export, profiling
 from helpers.benchmark import results
 from helpers.benchmark.bench import Bench
 from helpers.benchmark.recipe import Recipe, opened
 from helpers.data import Data, Split
+from helpers.deploy.runtimes import RUNTIMES
 from helpers.evaluation import predict
 from helpers.files import fingerprint
 
 AGREEMENT = 0.95  # share of pictures that must keep their class in int8
-WRITERS: dict[
-    str, tuple[str, Callable]
-] = {  # suffix, function of model, path, pictures to compare and to calibrate on
-    "onnx": (".onnx", lambda model, path, some, few: export.to_onnx(model, path, some)),
-    "litert": (".tflite", lambda model, path, some, few: export.to_litert(model, path, some)),
-    "litert int8": (
-        ".tflite",
-        lambda model, path, some, few: export.to_litert(model, path, some, int8=True, calibration=few),
-    ),
-    "executorch": (".pte", lambda model, path, some, few: export.to_executorch(model, path, some)),
-    "coreml": (".mlpackage", lambda model, path, some, few: export.to_coreml(model, path, some)),
-    "coreml int8": (
-        ".mlpackage",
-        lambda model, path, some, few: export.to_coreml(model, path, some, weights="int8"),
-    ),
-    "torchserve": (".mar", lambda model, path, some, few: export.to_torchserve(model, path, some)),
+WRITERS: dict[str, tuple[str, Callable, dict]] = {  # suffix, writer, its settings
+    "onnx": (".onnx", export.to_onnx, {}),
+    "litert": (".tflite", export.to_litert, {}),
+    "litert int8": (".tflite", export.to_litert, {"int8": True}),
+    "executorch": (".pte", export.to_executorch, {}),
+    "coreml": (".mlpackage", export.to_coreml, {}),
+    "coreml int8": (".mlpackage", export.to_coreml, {"weights": "int8"}),
+    "torchserve": (".mar", export.to_torchserve, {}),
 }
 
 
@@ -80,22 +68,20 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
 
 
 def _torch(model: nn.Module, path: Path, reference: nn.Module, split: Split, bench: Bench) -> dict:
-    runs = {who: _forward(network, split) for who, network in (("own", model), ("reference", reference))}
     sizes = {"bytes": profiling.smallest_file(model)[1], "zip_bytes": path.stat().st_size, "memory_mb": ""}
-    return sizes | _latencies(runs, bench)
+    networks, shape = {"own": model, "reference": reference}, (1, *split.images.shape[1:])
+    return sizes | _times(profiling.latencies(networks, shape, threads=1, repeats=bench.repeats))
 
 
 def _file(path: Path, reference: nn.Module, mark: str, split: Split, bench: Bench) -> dict:
-    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    files = [each for each in (path, *path.rglob("*")) if each.is_file()]
     found = {"bytes": sum(each.stat().st_size for each in files), "zip_bytes": export.zipped_bytes(path)}
-    found["memory_mb"], runs = "", {}
-    if path.suffix in (".onnx", ".tflite", ".pte"):  # what runs on this machine
-        beside = _reference_onnx(reference, mark, split, bench)
-        runs = {who: _session(each, split) for who, each in (("own", path), ("reference", beside))}
-    if runs and not bench.trial:
-        memory = export.peak_memory(path)
-        found["memory_mb"] = round(memory["peak_mb"] - memory["baseline_mb"], 1)
-    return found | _latencies(runs, bench)
+    if path.suffix not in RUNTIMES:  # it does not run on this machine
+        return found | dict.fromkeys(("memory_mb", *profiling.LATENCY, "reference_ms"), "")
+    memory = {} if bench.trial else export.peak_memory(path)
+    found["memory_mb"] = round(memory["peak_mb"] - memory["baseline_mb"], 1) if memory else ""
+    pair = {"own": path, "reference": _reference_onnx(reference, mark, split, bench)}
+    return found | _times(export.latencies(pair, threads=1, repeats=bench.repeats))
 
 
 def _write(
@@ -105,8 +91,9 @@ def _write(
     if form == "onnx int8":  # from the file that is there; a network trained for seconds rounds badly
         least = 0.0 if bench.trial else AGREEMENT
         return export.quantize_onnx(files["onnx"], folder / "int8.onnx", few, some, agreement=least)
-    suffix, write = WRITERS[form]
-    return write(model, folder / f"{form.replace(' ', '_')}{suffix}", some, few)
+    suffix, write, settings = WRITERS[form]
+    settings = settings | ({"calibration": few} if "int8" in settings else {})
+    return write(model, folder / f"{form.replace(' ', '_')}{suffix}", some, **settings)
 
 
 def _answers(path: Path, split: Split) -> Tensor:
@@ -122,23 +109,6 @@ def _reference_onnx(reference: nn.Module, mark: str, split: Split, bench: Bench)
     return path if path.exists() else export.to_onnx(reference, path, split.take(slice(0, 200)))
 
 
-def _forward(model: nn.Module, split: Split) -> Callable[[], object]:
-    example = torch.zeros(1, *split.images.shape[1:]).contiguous(memory_format=torch.channels_last)
-    laid_out = model.to(memory_format=torch.channels_last).eval()
-    return lambda: laid_out(example)
-
-
-def _session(path: Path, split: Split) -> Callable[[], object]:
-    session, example = export.open_session(path, 1), np.zeros((1, *split.images.shape[1:]), np.float32)
-    return lambda: session(example)
-
-
-def _latencies(runs: dict[str, Callable[[], object]], bench: Bench) -> dict[str, float | str]:
-    # a network and its reference in turns, one picture, one thread; empty where nothing runs here
-    names = ("latency_ms", "latency_low_ms", "latency_high_ms")
-    if not runs:
-        return dict.fromkeys((*names, "reference_ms"), "")
-    with set_torch_threads(1), torch.no_grad():
-        timed = profiling.time_in_turns(runs, 5 if bench.trial else 100)
-    found = {name: timed["own"][name] for name in names} | {"reference_ms": timed["reference"]["latency_ms"]}
-    return {name: round(value, 4) for name, value in found.items()}
+def _times(timed: dict[str, dict]) -> dict[str, float]:
+    own = {name: timed["own"][name] for name in profiling.LATENCY}
+    return {k: round(ms, 4) for k, ms in (own | {"reference_ms": timed["reference"]["latency_ms"]}).items()}

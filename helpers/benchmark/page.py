@@ -1,7 +1,5 @@
 """README's section of results, and the page of every network, written from the tables alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

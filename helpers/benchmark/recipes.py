@@ -5,8 +5,6 @@ published number is a row it wrote. A recipe whose settings change gets a new na
 always belong together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from helpers.benchmark import peers

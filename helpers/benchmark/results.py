@@ -4,13 +4,8 @@ data/results/networks.csv has a row per network, seed and file format; scans.csv
 speed.csv one per race with another library. Each row says which command made it, where and when.
 """
 
-from __future__ import annotations
-
-import csv
 import datetime
 import functools
-import io
-import os
 import platform
 import shlex
 import subprocess
@@ -32,6 +27,7 @@ from torch import Tensor
 from helpers.data import HOME, load_data
 from helpers.evaluation import Accuracy, paired
 from helpers.files import atomic_path, writable
+from helpers.processor import describe_device
 from helpers.types import AnyPath, Names, Whole, checked
 
 PUBLISHED = HOME / "data" / "results"
@@ -61,6 +57,7 @@ def state() -> PartialState:
 def provenance(seed: int = 0) -> dict[str, object]:
     """Return the columns that every row ends with; ``device`` names the GPU and the CPU that was timed."""
     device, processor = state().device, describe_device("cpu")
+    installed = (f"{name} {version(name)}" for name in ("torch", "torchvision"))
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
@@ -69,30 +66,8 @@ def provenance(seed: int = 0) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+        "versions": ", ".join([f"python {platform.python_version()}", *installed]),
     }
-
-
-def describe_device(device: str | torch.device = "cpu") -> str:
-    """Name the processor that ``device`` stands for ("cpu", "cuda:0"), and its units for 8-bit numbers."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.get_device_name(device)
-    if kind != "cpu":
-        return f"{platform.processor() or platform.machine()} GPU"
-    info, said = Path("/proc/cpuinfo"), {}
-    for line in info.read_text("utf-8").splitlines() if info.exists() else ():
-        key, _, value = line.partition(":")
-        said.setdefault(key.strip(), value.strip())
-    name = said.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in said:  # a cloud's processors of one name may be years apart
-        name += f" (family {said['cpu family']}, model {said.get('model')})"
-    units = [unit.upper() for unit in ("vnni", "amx") if unit in said.get("flags", "")]
-    return ", ".join([name, f"{os.cpu_count()} cores", *units])
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision")}
 
 
 @functools.cache
@@ -127,13 +102,9 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
     writable(path)  # a lock would say so without the file's name
     with FileLock(folder / f".{name}.lock"):
         text = path.read_text("utf-8") if path.exists() else ""
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, SCHEMA[name], lineterminator="\n")
-        if not text:
-            writer.writeheader()
-        writer.writerows(rows)
+        added = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object).to_csv(index=False, header=not text)
         with atomic_path(path) as part:
-            part.write_text(text + buffer.getvalue(), "utf-8")
+            part.write_text(text + added, "utf-8")
     return path
 
 
@@ -147,6 +118,11 @@ def read(name: TableName, folder: AnyPath = PUBLISHED) -> pd.DataFrame:
 def latest(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Return the last row of each network, seed and format."""
     return read("networks", folder).drop_duplicates(["network", "seed", "format"], keep="last")
+
+
+def known(folder: Path) -> pd.DataFrame:
+    """Return the latest published rows, and behind them those of ``folder`` if it is another one."""
+    return latest(PUBLISHED) if folder == PUBLISHED else pd.concat([latest(PUBLISHED), latest(folder)])
 
 
 @checked
@@ -232,8 +208,8 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
-    known = rows if folder == PUBLISHED else pd.concat([latest(PUBLISHED), rows])  # what was compared with
-    found = [row | _against(row, known, folder) for row in chosen.to_dict("records")]
+    references = known(folder)
+    found = [row | _against(row, references, folder) for row in chosen.to_dict("records")]
     return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
 
 
@@ -276,26 +252,19 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
         reference), spread (their standard deviation over seeds), paired p (of the first seed), times smaller,
         times faster.
     """
-    every = beside(names, folder)
     rows = []
-    for (name, form), same in every.groupby(["network", "format"], sort=False):
+    for (name, form), same in beside(names, folder).groupby(["network", "format"], sort=False):
+        first, mean, seeds = same.iloc[0], same.mean(numeric_only=True), len(same)
         if formats and form not in formats:
             continue
+        counts = f"{first['correct']:,.0f} of {first['total']:,.0f}" if seeds == 1 else f"{seeds} seeds"
         share = 100 * (same["correct"] / same["total"]).mean()
-        counts = (
-            f" ({same['correct'].iloc[0]:,.0f} of {same['total'].iloc[0]:,.0f})"
-            if len(same) == 1
-            else f" ({len(same)} seeds)"
-        )
-        row = {"network": name, "format": form, "epochs": same["epochs"].iloc[0], "seeds": len(same)}
-        row |= {
-            "accuracy": f"{share:.1f}%{counts}" if pd.notna(share) else "",
-            "points": same["points"].mean(),
-        }
-        row |= {"spread": same["points"].std(), "paired p": same["p_value"].iloc[0]}
-        rows.append(
-            row | {"times smaller": same["times_smaller"].mean(), "times faster": same["times_faster"].mean()}
-        )
+        rows.append({
+            "network": name, "format": form, "epochs": first["epochs"], "seeds": seeds,
+            "accuracy": f"{share:.1f}% ({counts})" if pd.notna(share) else "", "points": mean["points"],
+            "spread": same["points"].std(), "paired p": first["p_value"],
+            "times smaller": mean["times_smaller"], "times faster": mean["times_faster"],
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

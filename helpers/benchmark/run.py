@@ -3,8 +3,6 @@
 A killed run goes on from its last epoch, and a finished row is not run again.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,16 +25,16 @@ from helpers.evaluation import measure
 from helpers.files import atomic_path, digest, fingerprint
 from helpers.training import fit
 
+KEPT = (  # what a new measurement takes over of the old row
+    "network", "seed", "data", "epochs", "pictures", "start", "teacher", "as_is", "recalibrated", "seconds",
+)  # fmt: skip
 RATIOS = {"weight": (0.5, 0.8, 0.9, 0.95, 0.98), "channel": (0.25, 0.5, 0.75, 0.9)}  # of the scans
 
 
 def run(name: str, seed: int, bench: Bench) -> None:
     """Make the network of a recipe where it is not there yet, and its rows."""
-    recipe, path, note = (
-        NETWORKS[name],
-        bench.target(name, seed),
-        bench.work / "networks" / f"{name}-{seed}.json",
-    )
+    recipe, path = NETWORKS[name], bench.target(name, seed)
+    note = bench.work / "networks" / f"{name}-{seed}.json"
     expected = {"network": name, "seed": seed, "data": bench.data, "epochs": bench.length(recipe)}
     expected |= {"start": bench.mark(recipe.start), "teacher": bench.mark(recipe.teacher)}
     data = bench.pictures(recipe, seed)
@@ -80,8 +78,7 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
     """Train ``model`` in place as its recipe says."""
     loss = None
     if recipe.teacher:
-        teacher = opened(recipe.teacher, bench.file(recipe.teacher))
-        teacher = recipe.told(teacher)
+        teacher = recipe.told(opened(recipe.teacher, bench.file(recipe.teacher)))
         if recipe.recorded:
             data, teacher = replace(data, train=recorded(recipe, teacher, data.train, bench)), None
         loss = DistillationLoss(teacher, recipe.temperature, recipe.alpha)
@@ -132,32 +129,17 @@ def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
         same = {"weights": weights, "unit": unit, **results.provenance()}
         results.append("scans", [same | row for row in table.to_dict("records")], bench.results)
     rows = found()
-    shares = {
-        "accuracy": rows["correct"] / rows["total"],
-        "recalibrated": rows["recalibrated_correct"] / rows["total"],
-    }
-    return rows.assign(**shares)
+    shares = rows[["correct", "recalibrated_correct"]].div(rows["total"], axis=0)
+    return rows.assign(accuracy=shares["correct"], recalibrated=shares["recalibrated_correct"])
 
 
 def remeasure(name: str, seed: int, bench: Bench) -> None:
     """Measure a network that is there or shipped anew, without training: for times from one processor."""
-    rows = pd.concat([results.latest(), results.latest(bench.results)])
+    rows = results.known(bench.results)
     own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
     path = bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name)
     if own.empty or path is None:
         raise ValueError(f"name must be of a network that has rows and a file, got {name!r} with seed {seed}")
-    kept = (
-        "network",
-        "seed",
-        "data",
-        "epochs",
-        "pictures",
-        "start",
-        "teacher",
-        "as_is",
-        "recalibrated",
-        "seconds",
-    )
-    row = {key: "" if pd.isna(own.iloc[-1][key]) else own.iloc[-1][key] for key in kept}
+    row = own.iloc[-1][[*KEPT]].astype(object).fillna("").to_dict()
     recipe = NETWORKS[name]
     record(row, path, recipe, recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed), bench)

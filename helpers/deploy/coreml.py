@@ -5,8 +5,6 @@ that stand in it. That shows that the file holds the right network, not how Appl
 macOS branch was not run by us on a Mac.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import shutil

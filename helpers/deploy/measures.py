@@ -1,7 +1,5 @@
 """What an exported file gives and costs, in its own runtime on the CPU: accuracy, latency, memory, bytes."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -3,8 +3,6 @@
 Source: https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html (iOS 15, 16).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Any

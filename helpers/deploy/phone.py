@@ -6,8 +6,6 @@ built for Android, pushed to the phone with adb and run there. The commands and 
 taken from the tools' documentation and published logs; nothing here was run on a phone by us.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

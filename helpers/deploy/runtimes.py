@@ -5,8 +5,6 @@ that does nothing but load the file and classify one picture. So nothing here im
 ``helpers.types``, before it must.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

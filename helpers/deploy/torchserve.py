@@ -3,8 +3,6 @@
 Source: https://docs.pytorch.org/serve (0.12): custom handlers, batch inference, token authorization.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

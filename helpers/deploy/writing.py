@@ -8,8 +8,6 @@ A new format is one function that says how to convert; ``runtimes.RUNTIMES``, or
         return path
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import glob

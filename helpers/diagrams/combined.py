@@ -1,7 +1,5 @@
 """The figures of lesson 04: the pipeline, what undoes what, a grid on a number line, fewer bits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

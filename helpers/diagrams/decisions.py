@@ -1,7 +1,5 @@
 """Figures of lesson 06: times at real picture sizes, a queue's tail, bills in parts, what to try first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pandas as pd

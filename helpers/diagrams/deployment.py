@@ -1,7 +1,5 @@
 """Figures of lesson 05: what becomes of the graph, what a calibration clips, where time and memory go."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

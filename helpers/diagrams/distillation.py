@@ -1,7 +1,5 @@
 """The figures of lesson 01: how a student is taught, and what several arms of an experiment reached."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

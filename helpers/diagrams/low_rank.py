@@ -1,7 +1,5 @@
 """The diagrams of lesson 03: a convolution as two, a matrix as a product, spectra, costs, stages, times."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The figures of lesson 02: a mask by hand, patterns of zeros, what breaks, and what depends on a channel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """What every diagram is made of: a canvas, boxes, arrows, and matrices as coloured cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Figures of lesson 00: the loop and what changes it, the early win, where bytes and time are, seeds."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

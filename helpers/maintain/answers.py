@@ -1,7 +1,5 @@
 """``python -m helpers.maintain.answers``: writes the teacher's logits for the training pictures."""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

@@ -5,8 +5,6 @@ never touches PyTorch. With ``--stamp https://github.com/OWNER/NAME``, whoever p
 the badge into every notebook; ``--stamp ""`` takes it out again.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess

@@ -5,8 +5,6 @@ write    the same, then puts outputs back into notebooks/, figures into figures/
 test     ruff, pytest, and nbval over the notebooks: on digits always, on CIFAR-10 where it is on disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

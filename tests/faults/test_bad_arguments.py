@@ -30,7 +30,6 @@ from torch import nn, zeros
 import helpers
 from helpers import (
     business,
-    convolution,
     data,
     distillation,
     evaluation,
@@ -427,10 +426,6 @@ RULES = [  # a function, arguments that are right, and what one of them must not
     (data.batches, {"split": PICTURES, "batch_size": 5}, {"rank": [1], "hole": [33]}),
     (models.save, {"model": MODEL, "path": "x.safetensors"}, {"dtype": [torch.int8, torch.bool]}),
     (profiling.file_bytes, {"model": MODEL}, {"dtype": [torch.int8]}),
-    (convolution.convolve, {"images": zeros(2, 3, 4, 4), "weight": zeros(5, 3, 3, 3)}, {
-        "images": [zeros(3, 4, 4), zeros(2, 3, 2, 2)], "weight": [zeros(5, 3, 3), zeros(5, 2, 3, 3), zeros(5, 3, 5, 5)],
-        "bias": [zeros(4)],
-    }),
     (training.fit, {"model": MODEL, "data": DIGITS, "epochs": 1, "progress": False}, {
         "cutout": [33], "callbacks": [[training.Callback], [None]],
     }),

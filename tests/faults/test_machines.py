@@ -1,7 +1,6 @@
 """Other machines, as far as one machine can play them: without bf16, without AVX, with one core, with another system's defaults."""
 
 import ast
-import inspect
 import os
 import re
 import subprocess
@@ -104,19 +103,6 @@ def test_another_systems_defaults(here, tmp_path):
         )
         == here
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("flags: avx2 fma", False), ("flags: avx512_bf16", True), ("flags: amx_bf16", True), (None, False)],
-)
-def test_bf16_is_used_only_where_the_processor_says_so(text, expected, tmp_path, monkeypatch):
-    if text is not None:
-        (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(
-        evaluation, "Path", lambda _: tmp_path / "cpuinfo"
-    )  # missing, as on Windows and macOS, where text is None
-    assert inspect.unwrap(evaluation.has_bf16)("cpu") is expected
 
 
 def test_without_bf16_auto_is_fp32_to_the_bit(monkeypatch):
