@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 WIDEST = 4  # pixels in a row of the output; at 8 the library's own convolution is faster
 
 
-def convolve(
+def _convolve(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -59,7 +59,7 @@ class SmallMaps(TorchFunctionMode):
         """Take a convolution over where its map is small; let everything else through."""
         if function is torch.conv2d and not kwargs and _takes(*args):
             halved = (part if part is None else part.bfloat16() for part in args[:3])
-            return convolve(*halved, *args[3:5])
+            return _convolve(*halved, *args[3:5])
         return function(*args, **(kwargs or {}))
 
 

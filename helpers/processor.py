@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from helpers.types import checked
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -23,6 +25,7 @@ def has_flag(*names: str) -> bool:
 
 
 @functools.cache
+@checked
 def has_bf16(device_type: str = "cpu") -> bool:
     """Whether processors of this type ("cpu", "cuda") compute in bfloat16 here, faster than emulated."""
     if device_type == "cuda":
@@ -31,6 +34,7 @@ def has_bf16(device_type: str = "cpu") -> bool:
 
 
 @functools.cache
+@checked
 def has_tiles(device_type: str = "cpu") -> bool:
     """Whether processors of this type have tile units for bfloat16 (Intel's AMX); only CPUs are asked."""
     return device_type == "cpu" and has_flag("amx_bf16")
@@ -43,6 +47,7 @@ def multiplies_int8() -> bool:
     return has_flag("avx512_vnni", "avx_vnni")
 
 
+@checked
 def describe_device(device: str | torch.device = "cpu") -> str:
     """Name the processor that ``device`` stands for ("cpu", "cuda:0"), and its units for 8-bit numbers."""
     kind = torch.device(device).type

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers import convolution, evaluation, models
-from helpers.convolution import SmallMaps, convolve
+from helpers.convolution import SmallMaps
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_it_is_pytorchs_convolution(shape, kernel, stride, padding):
     torch.manual_seed(0)
     tensors = [torch.randn(size, dtype=torch.float64) for size in (shape, (6, shape[1], *kernel), (6,))]
     ours, theirs = ([tensor.clone().requires_grad_() for tensor in tensors] for _ in range(2))
-    mine, reference = convolve(*ours, stride, padding), F.conv2d(*theirs, stride, padding)
+    mine, reference = convolution._convolve(*ours, stride, padding), F.conv2d(*theirs, stride, padding)
     assert mine.shape == reference.shape
     assert mine.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(mine, reference, atol=1e-12)
@@ -33,7 +33,7 @@ def test_it_is_pytorchs_convolution(shape, kernel, stride, padding):
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-12)
     assert torch.allclose(
-        convolve(*tensors[:2], None, stride, padding),
+        convolution._convolve(*tensors[:2], None, stride, padding),
         F.conv2d(*tensors[:2], None, stride, padding),
         atol=1e-12,
     )
@@ -41,13 +41,13 @@ def test_it_is_pytorchs_convolution(shape, kernel, stride, padding):
 
 def counted(monkeypatch):
     """Return a list that grows by one width with every convolution that became a product."""
-    seen, original = [], convolution.convolve
+    seen, original = [], convolution._convolve
 
     def counting(images, *arguments):
         seen.append(images.shape[3])
         return original(images, *arguments)
 
-    monkeypatch.setattr(convolution, "convolve", counting)
+    monkeypatch.setattr(convolution, "_convolve", counting)
     return seen
 
 

@@ -96,9 +96,8 @@ def peak_memory(path: AnyPath) -> dict[str, float]:
 
     Returns:
         peak_mb: the most MB (10^6 bytes) the process had resident, Python and the runtime included.
-            baseline_mb: the
-        same, just after it had imported the runtime (for .pte that is PyTorch too, which ExecuTorch's module
-        needs).
+        baseline_mb: the same, just after it had imported the runtime (for .pte that is PyTorch too, which
+        ExecuTorch's module needs).
 
     Raises:
         RuntimeError: the process failed; the message ends with what it printed.
