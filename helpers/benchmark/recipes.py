@@ -95,6 +95,14 @@ STUDENTS = {
         label="distilled fast_convnet",
         claimed=(20, 1.4, 8.1),
     ),
+    "fast_convnet_2m_taught": learner(  # as many pictures as the GPU's 30 epochs of ..._alone
+        "fast_convnet_2m",
+        **TAUGHT,
+        epochs=15,
+        file="vgg19_fast_convnet_2m",
+        label="distilled fast_convnet_2m",
+        claimed=(20, 1.4, 8.1),
+    ),
     **{
         f"{start}_alone": learner(start)
         for start in ("tiny_convnet", "micro_convnet", "fast_convnet", "fast_convnet_1m", "fast_convnet_2m")
