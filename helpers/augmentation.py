@@ -36,22 +36,12 @@ def _shifted(size: int, count: int, shift: int, generator: torch.Generator, devi
     return size - 1 - (size - 1 - position).abs()
 
 
-@checked
-def cutout(images: Tensor, generator: torch.Generator, size: Whole) -> Tensor:
-    """Hide a square of every picture, each at its own random place (DeVries and Taylor 2017, section 3).
-
-    Args:
-        images: normalised, B x C x H x W; what is hidden in the copy becomes 0, the mean colour.
-        generator: on the same device as ``images``; the same state hides the same squares.
-        size: side of the square, in pixels; its middle is anywhere in the picture, so it may overhang.
-    """
-    if images.ndim != 4 or size > min(images.shape[2:]):
-        raise ValueError(f"images must be B x C x H x W, not smaller than size {size}, got {shown(images)}")
-    return images.masked_fill(holes(images, generator, size), 0).contiguous(memory_format=torch.channels_last)
-
-
 def holes(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """Draw what ``cutout`` hides, a square for each picture: bool, B x 1 x H x W, true inside."""
+    """Draw a square of each picture to be hidden (cutout; DeVries and Taylor 2017, section 3).
+
+    Returns bool, B x 1 x H x W, true inside the square. Its side is ``size`` pixels; its middle is anywhere in
+    the picture, so it may hang over the border.
+    """
     inside = []
     for length in images.shape[2:]:
         first = torch.randint(length, (len(images), 1), generator=generator, device=images.device) - size // 2

@@ -10,9 +10,9 @@ from torch import nn
 
 from helpers.channel_graph import Group, groups_of, traced, without
 from helpers.data import Split
-from helpers.evaluation import measure
-from helpers.networks import narrow
-from helpers.pruning import Scope, _known, prunable, prune_once
+from helpers.evaluation import Precision, measure
+from helpers.networks import known, narrow
+from helpers.pruning import Scope, prunable, prune_once
 from helpers.types import (
     Count,
     Names,
@@ -118,7 +118,7 @@ def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, 
         return dict.fromkeys(layers, ratio) | dict.fromkeys(kept, 0.0)
     if not ratio:
         raise ValueError("ratio must name at least one layer, got an empty mapping")
-    _known("ratio", ratio, [name for name in layers if name != classifier])
+    known("ratio", ratio, [name for name in layers if name != classifier])
     return ratio | dict.fromkeys(kept, 0.0)
 
 
@@ -155,7 +155,7 @@ def sensitivity(
     calibration: Split,
     unit: Literal["weight", "channel"] = "weight",
     only: Names | None = None,
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
 ) -> pd.DataFrame:
     """Prune one layer at a time, nothing else, and see what it does (Han 2015, section 5, figure 6).
 
@@ -173,7 +173,7 @@ def sensitivity(
     """
     every = list(prunable(model))
     layers = [name for name in every if unit == "weight" or name != _classifier(model)]
-    _known("only", only or (), layers)
+    known("only", only or (), layers)
     whole, rows = measure(model, split, calibration, precision=precision), []
 
     def pruned(name: str, ratio: float) -> nn.Module:

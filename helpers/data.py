@@ -27,7 +27,6 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from helpers.augmentation import augment, holes
-from helpers.augmentation import cutout as cutout
 from helpers.types import AnyPath, Count, Names, Number, Positive, Seed, Whole, checked, shown
 
 HOME = Path(__file__).resolve().parent.parent
@@ -190,7 +189,8 @@ def batches(
     Args:
         split, batch_size: what to read, and how many pictures at a time.
         generator: shuffles, and drops the last incomplete batch: every step weighs the same. None: in order.
-        augmented, hole: random shift and mirroring; side of ``cutout``'s square. Both need ``generator``.
+        augmented, hole: random shift and mirroring; side of the square that is set to 0, the mean colour, at
+            a random place (cutout). Both need ``generator``.
         rank, world: which of so many equal shares of each batch to yield, one to a process.
 
     Yields:

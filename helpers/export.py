@@ -2,7 +2,7 @@
 
 If the answers differ too much, ExportError says by how much and nothing is left behind. ``logits``,
 ``accuracy``, ``latency`` and ``peak_memory`` then measure any .onnx, .tflite or .pte file in the same way.
-``helpers.deploy`` has what stands behind.
+``helpers.deploy`` has what stands behind; ``helpers.deploy.writing`` says what a new format takes.
 """
 
 import os

@@ -65,7 +65,7 @@ def describe(model: nn.Module) -> dict:
     seen = {id(layer) for _, layer in modules}
     private = {name: _private(name, layer, seen) for name, layer in modules if name not in described}
     weights = {name: list(tensor.shape) for name, tensor in _entries(model) if _owner(name) not in described}
-    shared = _grouped((name, id(layer)) for name, layer in modules if next(_tensors(layer), None) is not None)
+    shared = _grouped((name, id(layer)) for name, layer in modules if [*layer.parameters(), *layer.buffers()])
     parts = described, settings, private, weights, shared, ties(model)
     return json.loads(json.dumps(dict(zip(PARTS, parts, strict=True))))
 
@@ -180,11 +180,6 @@ def _owner(name: str) -> str:
 
 def _entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return iter(model.state_dict(keep_vars=True).items())
-
-
-def _tensors(layer: nn.Module) -> Iterator[Tensor]:
-    yield from layer.parameters()
-    yield from layer.buffers()
 
 
 def _grouped(pairs: Iterator[tuple[str, int]]) -> list[list[str]]:

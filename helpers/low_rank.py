@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from helpers import ranks as choosing
 from helpers.data import Split
-from helpers.evaluation import measure
+from helpers.evaluation import Precision, measure
+from helpers.networks import known
 from helpers.profiling import count_macs, count_parameters
 from helpers.ranks import Budget, Counted, Layer, Network, Scheme, factorizable, responses
 from helpers.types import Count, Names, Number, PositiveShare, Shape, by_name, checked, several, tensor
@@ -263,7 +264,7 @@ def factorize(
             warnings.warn(f"{why}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
         return choosing.tried(_apply(model, plan, factors), runs)
     layers = factorizable(model, skip)
-    choosing.known("ranks", ranks, layers)
+    known("ranks", ranks, layers)
     others = [*skip, *(name for name in layers if name not in ranks)]
     options, factors = _take_apart(model, others, scheme, pictures, None)
     plan = choosing.by_hand(options, ranks)
@@ -285,7 +286,7 @@ def sweep(
     scheme: Schemes = "channel",
     skip: Names = (),
     pictures: Split | None = None,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Precision = "fp32",
 ) -> pd.DataFrame:
     """Factorize at each energy, and to each budget, without any training. Every layer is taken apart once.
 

@@ -1,6 +1,6 @@
 """Networks of any make: where their logits are, whether their weights are plain, what they put out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,13 @@ def logits_of(output: object) -> Tensor:
             f'as "logits" or "out"; got {shown(output)}'
         )
     return output
+
+
+def known(argument: str, names: Iterable[str], layers: Iterable[str]) -> None:
+    """Refuse names that are not among ``layers``."""
+    for name in names:
+        if name not in layers:
+            raise ValueError(f"{argument} must be one of {', '.join(map(repr, layers))}; got {name!r}")
 
 
 @checked

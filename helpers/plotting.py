@@ -175,17 +175,6 @@ def sensitivity(scan: pd.DataFrame) -> Figure:
     return figure
 
 
-def energy_curves(curves: Mapping[str, Tensor], break_even: Mapping[str, int]) -> Figure:
-    """Draw the energy that each layer's first singular values keep; a dot marks break-even (0: none)."""
-    figure, (axes,) = panels((7.4, 4), {"xlabel": "rank (% of full rank)", "ylabel": "energy kept (%)"})
-    for color, (name, kept) in zip(sns.color_palette("viridis", len(curves)), curves.items(), strict=True):
-        share, dots = [100 * (index + 1) / len(kept) for index in range(len(kept))], [break_even[name] - 1]
-        style = {"markeredgecolor": "black", "markevery": dots if break_even[name] else []}
-        axes.plot(share, 100 * kept, "o-", color=color, label=name, **style)
-    axes.legend(title="layer; dot: break-even rank", **BESIDE)
-    return figure
-
-
 def front(
     table: pd.DataFrame, x: str, y: str, labels: str, xlabel: str, ylabel: str, low: str = "", high: str = ""
 ) -> Figure:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from helpers.data import Split
-from helpers.evaluation import measure
-from helpers.networks import check_plain
+from helpers.evaluation import Precision, measure
+from helpers.networks import check_plain, known
 from helpers.profiling import file_bytes
 from helpers.training import Callback, Run
 from helpers.types import (
@@ -78,16 +78,10 @@ def prunable(model: Network, skip: Names = ()) -> dict[str, nn.Parameter]:
     check_plain(model)
     kinds = (nn.Conv2d, nn.Linear)
     layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    _known("skip", skip, layers)
+    known("skip", skip, layers)
     owners = {id(weight): name for name, weight in reversed(layers.items())}
     owners |= {id(layers[name]): None for name in skip}
     return {name: weight for name, weight in layers.items() if owners[id(weight)] == name}
-
-
-def _known(argument: str, names: Iterable[str], layers: Iterable[str]) -> None:
-    for name in names:
-        if name not in layers:
-            raise ValueError(f"{argument} must be one of {', '.join(map(repr, layers))}; got {name!r}")
 
 
 @checked
@@ -299,7 +293,7 @@ def sweep(
     *,
     calibration: Split,
     skip: Names = (),
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
 ) -> pd.DataFrame:
     """Prune once, globally, to each sparsity, without training: what the slider of notebook 02 moves through.
 

@@ -4,7 +4,6 @@ import copy
 import heapq
 import itertools
 from collections.abc import Hashable, Mapping
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from helpers.callbacks import Callback, Run
 from helpers.data import Split
-from helpers.evaluation import measure
+from helpers.evaluation import Precision, measure
 from helpers.networks import check_plain
 from helpers.types import Bits, Count, Network, Positive, Whole, checked, real, several, shown, tensor, whole
 
@@ -236,7 +235,7 @@ def sweep(
     *,
     calibration: Split,
     per_channel: bool = True,
-    precision: Literal["fp32", "bf16", "auto"] = "fp32",
+    precision: Precision = "fp32",
 ) -> pd.DataFrame:
     """Round the weights to each number of bits: what the slider of notebook 04 moves through.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers.data import Split
 from helpers.evaluation import predict
-from helpers.networks import check_plain, outputs, refusing
+from helpers.networks import check_plain, known, outputs, refusing
 from helpers.runs import calls, example_of, hooked
 from helpers.types import (
     Count,
@@ -113,13 +113,6 @@ def tried(model: nn.Module, runs: list[Callable]) -> nn.Module:
         for run in runs:
             run(model)
     return model
-
-
-def known(argument: str, names: Names, layers: dict[str, nn.Module]) -> None:
-    """Refuse names that are not among ``layers``."""
-    for name in names:
-        if name not in layers:
-            raise ValueError(f"{argument} must be one of {', '.join(layers)}, got {name!r}")
 
 
 @checked

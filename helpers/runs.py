@@ -82,15 +82,21 @@ def hooked(layers: by_name(nn.Module), hook: Callable, before: Callable | None =
 
 
 @contextmanager
-def counted() -> Iterator[FlopCounterMode]:
-    """Count FLOPs; attention as its matrix products, since those of fused kernels are not counted."""
+def plain_attention() -> Iterator[None]:
+    """Compute attention in plain steps for the block: the fused one is a single, unknown operation."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            yield counter
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Count FLOPs; attention as its matrix products, since those of fused kernels are not counted."""
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def laid_out(model: nn.Module) -> nn.Module:

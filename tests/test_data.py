@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from helpers import data
-from helpers.data import CIFAR10_FOLDER, DataError, augment, batches, cutout, load_data, normalize
+from helpers.augmentation import holes
+from helpers.data import CIFAR10_FOLDER, DataError, augment, batches, load_data, normalize
 
 
 def test_digits_has_the_promised_shapes(digits):
@@ -85,12 +86,11 @@ def test_every_picture_has_its_own_shift():
     assert len({picture.numpy().tobytes() for picture in out}) > 30
 
 
-def test_cutout_hides_one_square_of_every_picture_and_nothing_else():
-    images = torch.rand(300, 3, 12, 10) + 1
-    out = cutout(images, torch.Generator().manual_seed(0), 4)
-    kept = (out == images).all(1)
-    assert torch.equal((out == 0).all(1), ~kept)  # hidden in all three channels, or in none
-    for gone in ~kept:
+def test_one_square_of_every_picture_is_hidden_and_nothing_else():
+    images = torch.rand(300, 3, 12, 10)
+    hidden = holes(images, torch.Generator().manual_seed(0), 4)
+    assert hidden.shape == (300, 1, 12, 10)
+    for gone in hidden[:, 0]:
         rows, columns = gone.any(1), gone.any(0)
         assert torch.equal(gone, rows[:, None] & columns)
         for line in (rows, columns):
@@ -99,23 +99,22 @@ def test_cutout_hides_one_square_of_every_picture_and_nothing_else():
                 2 <= len(places) <= 4
             )  # all of the square, or at least the half that does not hang over the border
             assert places[-1] - places[0] + 1 == len(places)
-    middles = (
-        (~kept).float().mean(0)
-    )  # how often each pixel is hidden: 4 x 4 of 12 x 10 places, less at the border
+    # how often each pixel is hidden: 4 x 4 of 12 x 10 places, less at the border
+    middles = hidden[:, 0].float().mean(0)
     assert middles[4:8, 4:6].mean() == pytest.approx(16 / 120, abs=0.03)
-    assert torch.equal(out, cutout(images, torch.Generator().manual_seed(0), 4))
-    assert not torch.equal(out, cutout(images, torch.Generator().manual_seed(1), 4))
-    assert torch.equal(cutout(images, torch.Generator(), 0), images)
+    assert torch.equal(hidden, holes(images, torch.Generator().manual_seed(0), 4))
+    assert not torch.equal(hidden, holes(images, torch.Generator().manual_seed(1), 4))
+    assert not holes(images, torch.Generator(), 0).any()
 
 
-def test_batches_hide_what_cutout_hides(digits):
+def test_batches_hide_a_square_of_each_picture(digits):
     plain, hidden = (
         next(batches(digits.train, 64, generator=torch.Generator().manual_seed(1), hole=size))
         for size in (0, 9)
     )
     generator = torch.Generator().manual_seed(1)
     torch.randperm(len(digits.train), generator=generator)  # the order is drawn first
-    assert torch.equal(hidden[0], cutout(plain[0], generator, 9))
+    assert torch.equal(hidden[0], plain[0].masked_fill(holes(plain[0], generator, 9), 0))
     assert torch.equal(hidden[1], plain[1])
     assert hidden[0].is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(hidden[0], plain[0])

@@ -161,9 +161,6 @@ def test_pruning_and_low_rank_figures_show_their_numbers():
     )
     figure = plotting.sensitivity(scan.assign(recalibrated_correct=[9, 7, 9, 9]))
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["40", "10"], ["20", "0"]]
-    axes = plotting.energy_curves({"a": torch.tensor([0.5, 1.0])}, {"a": 1}).axes[0]
-    assert list(axes.lines[0].get_ydata()) == [50, 100]
-    assert axes.lines[0].get_markevery() == [0]  # the dot
     axes = plotting.trade_off({"a": ([2, 4], [90, 80])}, "times smaller", "accuracy", level=91).axes[0]
     assert axes.get_xscale() == "log"
     assert list(axes.lines[0].get_ydata()) == [90, 80]

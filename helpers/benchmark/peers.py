@@ -82,12 +82,12 @@ def _tucker(layer: nn.Conv2d, parts: nn.Sequential) -> nn.Sequential:
     return parts
 
 
-def on_grid(model: nn.Module, bits: int = 8) -> float:
-    """Return the share of non-zero Conv2d and Linear weights that lie on their channel's grid."""
+def on_grid(model: nn.Module) -> float:
+    """Return the share of non-zero Conv2d and Linear weights that lie on their channel's 8-bit grid."""
     on = total = 0
     for weight in pruning.prunable(model).values():
         weight = weight.detach()
-        integers, scale = quantization.symmetric_grid(weight, bits)
+        integers, scale = quantization.symmetric_grid(weight)
         alive = weight != 0
         on += int((((weight - integers * scale).abs() < 1e-3 * scale) & alive).sum())
         total += int(alive.sum())

@@ -96,7 +96,7 @@ def fresh(name: str, classes: int, width: float = 1.0) -> nn.Module:
     return models.build(own, classes, width=width)
 
 
-def opened(name: str, path: Path, classes: int = 10) -> nn.Module:
+def opened(name: str, path: Path) -> nn.Module:
     """Load a network that the recipe ``name`` made."""
-    into = fresh(name, classes)
+    into = fresh(name, 10)
     return models.load(path, None if hasattr(into, "recipe") else into)

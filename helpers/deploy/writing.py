@@ -1,11 +1,16 @@
 """The frame of every exporter: a file is put in place only if, read back, it answers as the network does.
 
-A new format is one function that says how to convert; ``runtimes.RUNTIMES``, or ``run``, says how to run::
+A new format is one function here beside the others of ``helpers.export``::
 
     def to_new(model: nn.Module, path: NewPath, pictures: Pictures | None = None) -> Path:
+        pictures = some(pictures)
         with writing(path, model, pictures, "package") as (frozen, part):
-            part.write_bytes(package.convert(frozen))
+            part.write_bytes(package.convert(frozen, example(1, shape_of(pictures))))
         return path
+
+``runtimes.PACKAGES`` says what pip installs for it, ``runtimes.RUNTIMES`` (or ``run``) how a file is opened;
+accuracy, latency and memory are then measured like any other's. A line in ``benchmark.measuring.WRITERS`` and
+its name in a recipe's ``exports`` make it a row of the tables (of a published network by ``--measure``).
 """
 
 import copy
@@ -26,6 +31,7 @@ from helpers.data import Data, Split, batches, load_data
 from helpers.deploy.runtimes import Session, needs, open_session, quiet
 from helpers.evaluation import predict
 from helpers.files import atomic_path
+from helpers.runs import plain_attention
 
 PICTURES = 200  # how many a comparison or a calibration takes when the caller names none
 TOLERANCE = 1e-2  # largest difference of a logit that float formats may show
@@ -136,7 +142,7 @@ def writing(
     expected = expect(source, pictures)
     with place(path) as part:
         with said(f"{refused} {package} does not convert this network"), quiet(), needs(package):
-            with _plain_attention():
+            with plain_attention():
                 yield source, part
             _alone(part, package)
         with said(f"{refused} its runtime does not run what {package} made of this network"):
@@ -164,17 +170,6 @@ def _reason(error: Exception) -> str:
     found = re.search(r"\b(?:aten|torchvision|quantized)(?:\.|::)\w+(?:\.\w+)?", words)
     where = f", at {found[0]}" if found and found[0] not in line else ""
     return f"{type(error).__name__}: {line}{where}"
-
-
-# PyTorch's fused kernel for attention is one operation that no exporter knows.
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 # A file is moved into its place alone: what a converter has put beside it would stay under a temporary name.

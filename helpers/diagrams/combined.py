@@ -109,17 +109,16 @@ def levels(weight: Tensor, grids: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def straight_through(paths: Mapping[str, Sequence[float]], goal: float, step: float = 1.0) -> Figure:
+def straight_through(paths: Mapping[str, Sequence[float]], goal: float) -> Figure:
     """Draw how weights move over the steps of a training, a line per way, with the grid behind them.
 
     Args:
         paths: {name: the weight after 0, 1, 2, ... steps}.
         goal: where the weight should be.
-        step: width of the grid.
     """
     figure, (axes,) = panels((6, 3), {"xlabel": "steps", "ylabel": "weight"})
     axes.grid(axis="x", visible=False)
-    axes.yaxis.get_major_locator().set_params(steps=[step, 10])
+    axes.yaxis.get_major_locator().set_params(steps=[1, 10])
     axes.axhline(goal, color=GRAY, linestyle="--", label="goal")
     for (name, values), color, style in zip(
         paths.items(), (ORANGE, GREEN, BLUE), ("-", ":", "-"), strict=False

@@ -91,15 +91,16 @@ def tails(tables: Mapping[str, pd.DataFrame], limit_ms: float) -> Figure:
     return figure
 
 
-def bills(tables: Mapping[str, pd.DataFrame], xlabel: str = "dollars in the first year") -> Figure:
+def bills(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw what networks cost, in stacked parts, a panel per case.
 
     Args:
         tables: {case: a row per network, a column per part of the bill}.
-        xlabel: of the sums.
     """
     size = (4.4 * len(tables), 1.5 + 0.34 * max(map(len, tables.values())))
-    figure, grid = panels(size, *({"title": name, "xlabel": xlabel} for name in tables), sharey=True)
+    figure, grid = panels(
+        size, *({"title": name, "xlabel": "dollars in the first year"} for name in tables), sharey=True
+    )
     for axes, table in zip(grid, tables.values(), strict=True):
         start = pd.Series(0.0, index=table.index)
         for (part, cost), color, hatch in zip(table.items(), COLORS, ("", "//", ".."), strict=False):

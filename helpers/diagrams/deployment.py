@@ -16,7 +16,7 @@ from helpers import profiling
 from helpers.data import HOME, Split, batches
 from helpers.deploy.runtimes import onnx_inference
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, rows_down
 
 MOVES = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderOutput", "ReorderInput")
 COMPUTES = ("Conv2d", "Conv", "QLinearConv", "FusedConv", "Linear", "Gemm", "QGemm")
@@ -173,7 +173,8 @@ def profile_bars(table: pd.DataFrame) -> Figure:
         places = [place + shift for place in range(len(table))]
         drawn = axes.barh(places, times, height=0.38, color=color, label=f"{name}: {times.sum():,.0f} in all")
         axes.bar_label(drawn, fmt=" {:.0f}", fontsize=7)
-    bars(axes, table.index, [0] * len(table), BLUE)
+    rows_down(axes, table.index)
+    axes.margins(x=0.12)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 

@@ -97,10 +97,7 @@ def _write(axes: Axes, values: Tensor, corner: tuple[float, float], side: float,
 
 
 def spectra(
-    trained: Mapping[str, Tensor],
-    untrained: Mapping[str, Tensor],
-    break_even: Mapping[str, int],
-    threshold: float = 0.9,
+    trained: Mapping[str, Tensor], untrained: Mapping[str, Tensor], break_even: Mapping[str, int]
 ) -> Figure:
     """Draw the energy that the first singular values keep, solid trained, dashed untrained.
 
@@ -108,7 +105,6 @@ def spectra(
         trained: {layer: energy kept by rank 1, 2, ...}.
         untrained: of the same layers before training.
         break_even: {layer: the largest rank that saves weights}, a dot.
-        threshold: a level to draw.
     """
     look = {"xlabel": "rank (% of full rank)", "ylabel": "energy kept (%)", "ylim": (0, 103)}
     figure, (axes,) = panels((6.4, 3.8), look)
@@ -117,7 +113,7 @@ def spectra(
         axes.plot(share, 100 * untrained[name], "--", color=color, linewidth=1.5)
         dot = {"markevery": [break_even[name] - 1], "markeredgecolor": "black"}
         axes.plot(share, 100 * kept, "o-", color=color, linewidth=2, label=name, **dot)
-    axes.axhline(100 * threshold, color=GRAY, linewidth=1)
+    axes.axhline(90, color=GRAY, linewidth=1)
     axes.plot([], [], "--", color=GRAY, label="before training")
     axes.plot([], [], "o", color=GRAY, markeredgecolor="black", label="break-even rank")
     axes.legend(loc="lower right")

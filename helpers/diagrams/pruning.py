@@ -111,7 +111,7 @@ def dependency() -> Figure:
     words = "its filter, a row", "its scale and shift", "what reads it, a column"
     for values, title, word, x in zip(parts, titles, words, (0.3, 3.8, 6.2), strict=True):
         y, width = 1.6 - 0.2 * len(values), 0.4 * values.shape[1]
-        matrix(axes, values, (x, y), title, cell=0.4, numbers="")
+        matrix(axes, values, (x, y), title, cell=0.4)
         axes.text(x + width / 2, y - 0.12, word, ha="center", va="top", fontsize=9)
     for start, end in ((2.0, 3.6), (4.3, 6.1)):
         arrow(axes, (start, 1.6), (end, 1.6), "channel 3")

@@ -68,7 +68,6 @@ def matrix(
     *,
     cell: float = 0.5,
     numbers: str = "",
-    cmap: str = "RdBu_r",
 ) -> None:
     """Draw a matrix as coloured cells, blue below 0 and red above, its lower left at ``corner``.
 
@@ -79,12 +78,13 @@ def matrix(
         title: words above it.
         cell: side of a cell, in the canvas's units.
         numbers: format of the number in each cell, as ".1f"; empty: none. Zeros are left white and empty.
-        cmap: colours.
     """
     (rows, columns), (x, y) = values.shape, corner
     limit = float(values.abs().max()) or 1.0
     extent = (x, x + columns * cell, y, y + rows * cell)
-    axes.imshow(values, extent=extent, cmap=cmap, vmin=-limit, vmax=limit, interpolation="nearest", zorder=1)
+    axes.imshow(
+        values, extent=extent, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", zorder=1
+    )
     for row in range(rows):
         for column in range(columns):
             place = (x + column * cell, y + (rows - 1 - row) * cell)

@@ -85,17 +85,16 @@ def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
     return figure
 
 
-def seeds(table: pd.DataFrame, unit: str = "validation accuracy (%)") -> Figure:
+def seeds(table: pd.DataFrame) -> Figure:
     """Draw two arms seed by seed: left the accuracies, a line per seed, right the differences.
 
     Args:
         table: a row per seed, two columns, in percent.
-        unit: label of the accuracies.
     """
     first, second = table.columns
     figure, (left, right) = panels(
         (8, 2.9),
-        {"ylabel": unit, "xlim": (-0.3, 1.3)},
+        {"ylabel": "validation accuracy (%)", "xlim": (-0.3, 1.3)},
         {"xlabel": f"{second} minus {first} (points)", "title": "the same in pairs (dashed: mean)"},
     )
     for color, (_, row) in zip(COLORS, table.iterrows(), strict=False):
