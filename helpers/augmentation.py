@@ -39,8 +39,8 @@ def _shifted(size: int, count: int, shift: int, generator: torch.Generator, devi
 def holes(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
     """Draw a square of each picture to be hidden (cutout; DeVries and Taylor 2017, section 3).
 
-    Returns bool, B x 1 x H x W, true inside the square. Its side is ``size`` pixels; its middle is anywhere in
-    the picture, so it may hang over the border.
+    Returns bool, B x 1 x H x W, true inside the square. Its side is ``size`` pixels; its middle is anywhere
+    in the picture, so it may hang over the border.
     """
     inside = []
     for length in images.shape[2:]:

@@ -123,6 +123,14 @@ COMPRESSED = {
         label="pruned, 95% zeros",
         claimed=PRUNED,
     ),
+    "zeros95_patient": slowly(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
+        0.01,
+        3,
+        start="zeros95",
+        recorded=False,
+        callbacks=gradual(0.95),
+        fit={"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8},
+    ),
     "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
@@ -148,7 +156,7 @@ COMPRESSED = {
         label="low rank, 60% zeros",
         claimed=COMBINED,
     ),
-    "one_call_patient": Recipe(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
+    "one_call_patient": Recipe(  # as zeros95_patient
         **FROM
         | {"start": "one_call_longer", "recorded": False, "epochs": 12, "callbacks": gradual(0.6)}
         | {"fit": MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8}},
