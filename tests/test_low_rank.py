@@ -549,7 +549,7 @@ def test_layers_that_are_read_instead_of_called_stay_whole():
     assert isinstance(thinner.second, nn.Sequential)
     assert type(thinner.read) is nn.Linear
     assert [len(thinner.train(mode)(torch.zeros(2, 12))) for mode in (True, False)] == [2, 2]
-    with pytest.raises(ValueError, match="ranks must be one of stem, head, second, got 'read'"):
+    with pytest.raises(ValueError, match="ranks must be one of 'stem', 'head', 'second'; got 'read'"):
         low_rank.factorize(Functional(), ranks={"read": 2}, input_shape=(2, 12))
 
 
