@@ -94,7 +94,7 @@ def test_layers_of_two_runs_are_put_beside_each_other_in_the_files_order(tmp_pat
     assert (table.iloc[:3] > 0).all(axis=None)
     for name, profile in profiles.items():
         assert table[name].sum() == pytest.approx(profile["microseconds"].sum())
-    assert len(deployment.profile_bars(table).axes[0].patches) == 3 * len(table)
+    assert len(deployment.profile_bars(table).axes[0].patches) == 2 * len(table)
     assert deployment.activations(tiny) == 2 * 8 * 30 * 30
 
 
