@@ -1,7 +1,7 @@
 """What was measured: tables of one schema each, each network's answers, and the query that compares.
 
 data/results/networks.csv has a row per network, seed and file format; scans.csv one per layer and ratio;
-speed.csv one per race with another library. Each row says which command made it, where and when.
+speed.csv one per race with PyTorch's own loop. Each row says which command made it, where and when.
 """
 
 import datetime
@@ -102,9 +102,9 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
     writable(path)  # a lock would say so without the file's name
     with FileLock(folder / f".{name}.lock"):
         text = path.read_text("utf-8") if path.exists() else ""
-        table = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object)
+        table, how = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object), {"lineterminator": "\n"}
         with atomic_path(path) as part:
-            part.write_text(text + table.to_csv(index=False, header=not text), "utf-8")
+            part.write_text(text + table.to_csv(index=False, header=not text, **how), "utf-8")
     return path
 
 
