@@ -159,10 +159,11 @@ def run_all(graph: dict[Job, set[Job]], work: Callable[[Job], str]) -> list[str]
     """
     failed, lost = [], set()
     for job in TopologicalSorter(graph).static_order():
-        said = "" if graph[job] & lost else work(job)
+        blocked = graph[job] & lost
+        said = "" if blocked else work(job)
         if said:
             failed.append(f"{job[0]}, seed {job[1]}: {said}")
-        if said or graph[job] & lost:
+        if said or blocked:
             lost.add(job)
     return failed
 
