@@ -172,6 +172,11 @@ class Paired:
         differing = self.only_first + self.only_second
         return float(binomtest(self.only_first, differing).pvalue) if differing else 1.0
 
+    @property
+    def largest_loss(self) -> float:
+        """Return the loss of the first, in points, that these pairs do not rule out (97.5%, one-sided)."""
+        return 1.96 * 100 * (self.only_first + self.only_second) ** 0.5 / self.total - self.points
+
     def __str__(self) -> str:
         # for example: -0.11 points (62 against 73 of 10,000; p 0.39)
         counts = f"{self.only_first:,} against {self.only_second:,} of {self.total:,}"
