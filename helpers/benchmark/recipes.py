@@ -49,6 +49,12 @@ def slowly(lr: float, epochs: int, **settings: object) -> Recipe:
     )
 
 
+def smaller(start: str, epochs: int, zeros: float, **settings: object) -> Recipe:
+    """Return the recipe of a taught small network that is thinned or pruned, and taught on."""
+    step = {"callbacks": gradual(zeros, end=0.5), "claimed": COMBINED}
+    return Recipe(start=start, epochs=epochs, fit=MUON | {"lr": 0.06}, **TAUGHT, **step, **settings)
+
+
 def learner(start: str, **settings: object) -> Recipe:
     """Return the recipe of a small network of its own shape."""
     change = {"change": whitened} if start.startswith("fast_convnet") else {}
@@ -163,6 +169,12 @@ COMPRESSED = {
     ),
 }
 
+SMALLER = {  # the best student, made smaller in its turn
+    "fast_convnet_2m_zeros70": smaller("fast_convnet_2m_taught", 6, 0.7),
+    "fast_convnet_2m_thin": smaller("fast_convnet_2m_taught", 8, 0.5, change=by_sensitivity(0.007)),
+    "fast_convnet_2m_thin_zeros75": smaller("fast_convnet_2m_thin", 7, 0.75),
+}
+
 WAYS = {  # how ranks and factors are chosen, for the curve of lesson 03
     "weights": lambda times: rank(times, round_to=1, pictures=None),
     "schemes": lambda times: rank(times, round_to=1, pictures=None, scheme="auto"),
@@ -246,5 +258,5 @@ OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goe
         gpu=20,
     ),
 }
-GROUPS = (TEACHERS, STUDENTS, COMPRESSED, CURVE, ORDERS, PEERS, LARGER, OUTSIDE)
+GROUPS = (TEACHERS, STUDENTS, COMPRESSED, SMALLER, CURVE, ORDERS, PEERS, LARGER, OUTSIDE)
 NETWORKS.update({name: recipe for group in GROUPS for name, recipe in group.items()})
