@@ -173,6 +173,7 @@ SMALLER = {  # the best student, made smaller in its turn
     "fast_convnet_2m_zeros70": smaller("fast_convnet_2m_taught", 6, 0.7),
     "fast_convnet_2m_thin": smaller("fast_convnet_2m_taught", 8, 0.5, change=by_sensitivity(0.007)),
     "fast_convnet_2m_thin_zeros75": smaller("fast_convnet_2m_thin", 7, 0.75),
+    "fast_convnet_2m_thinner": smaller("fast_convnet_2m_thin", 10, 0.6, change=by_sensitivity(0.015)),
 }
 
 WAYS = {  # how ranks and factors are chosen, for the curve of lesson 03
