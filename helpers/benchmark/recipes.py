@@ -169,7 +169,8 @@ COMPRESSED = {
     ),
 }
 
-SMALLER = {  # the best student, made smaller in its turn
+SMALLER = {  # the best student, made smaller in its turn; the first is the control
+    "fast_convnet_2m_longer": smaller("fast_convnet_2m_taught", 6, 0),
     "fast_convnet_2m_zeros70": smaller("fast_convnet_2m_taught", 6, 0.7),
     "fast_convnet_2m_thin": smaller("fast_convnet_2m_taught", 8, 0.5, change=by_sensitivity(0.007)),
     "fast_convnet_2m_thin_zeros75": smaller("fast_convnet_2m_thin", 7, 0.75),
