@@ -158,7 +158,6 @@ COMPRESSED = {
         7,
         start="one_call",
         callbacks=gradual(0.6),
-        file="vgg19_one_call",
         label="low rank, 60% zeros",
         claimed=COMBINED,
     ),
@@ -171,9 +170,21 @@ COMPRESSED = {
 
 SMALLER = {  # the best student, made smaller in its turn; the first is the control
     "fast_convnet_2m_longer": smaller("fast_convnet_2m_taught", 6, 0),
-    "fast_convnet_2m_zeros70": smaller("fast_convnet_2m_taught", 6, 0.7),
+    "fast_convnet_2m_zeros70": smaller(
+        "fast_convnet_2m_taught",
+        6,
+        0.7,
+        file="vgg19_fast_convnet_2m_zeros70",
+        label="distilled fast_convnet_2m, 70% zeros",
+    ),
     "fast_convnet_2m_thin": smaller("fast_convnet_2m_taught", 8, 0.5, change=by_sensitivity(0.007)),
-    "fast_convnet_2m_thin_zeros75": smaller("fast_convnet_2m_thin", 7, 0.75),
+    "fast_convnet_2m_thin_zeros75": smaller(
+        "fast_convnet_2m_thin",
+        7,
+        0.75,
+        file="vgg19_fast_convnet_2m_thin_zeros75",
+        label="distilled fast_convnet_2m, fewer channels, 75% zeros",
+    ),
     "fast_convnet_2m_thinner": smaller("fast_convnet_2m_thin", 10, 0.6, change=by_sensitivity(0.015)),
 }
 
