@@ -203,7 +203,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: P
     axes.figure.draw_without_rendering()  # settles the layout: places are compared in pixels
     line = axes.transData.transform_path(line)
     taken = [Bbox([dot, dot]).padded(5) for dot in axes.transData.transform([place for _, *place in points])]
-    for name, *point in points:
+    for name, *point in sorted(points, key=lambda named: -named[2]):  # from the top: leaders do not cross
         text = axes.annotate(
             name, point, (0, 0), textcoords="offset pixels", fontsize=9, bbox=ON_WHITE, arrowprops=LEADER
         )
