@@ -8,7 +8,16 @@ from torch import nn
 
 from helpers import evaluation, models
 from helpers.data import load_data, normalize
-from helpers.evaluation import Accuracy, Paired, evaluate, measure, paired, predict, recalibrate
+from helpers.evaluation import (
+    Accuracy,
+    Paired,
+    evaluate,
+    measure,
+    paired,
+    picture_shape,
+    predict,
+    recalibrate,
+)
 
 
 class Mixed(nn.Module):
@@ -196,6 +205,12 @@ def test_measure_counts_both_and_repairs_stale_statistics(digits):
         "recalibrated": fresh.correct / 200,
     }
     assert as_is != fresh
+
+
+def test_a_picture_has_the_shape_of_the_datas_and_else_the_default():
+    data = load_data("digits")
+    assert picture_shape(data, (1, 3, 8, 8)) == picture_shape(data.train, (1, 3, 8, 8)) == (1, 3, 32, 32)
+    assert picture_shape(None, (1, 3, 8, 8)) == (1, 3, 8, 8)
 
 
 # -- pairs -------------------------------------------------------------------------------------------------
