@@ -191,7 +191,7 @@ def front(
         axes.vlines(
             ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval"
         )
-    axes.margins(x=0.12, y=0.05)
+    axes.margins(x=0.2, y=0.05)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     corners = list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))
     _name_points(axes, list(zip(ordered[labels], ordered[x], ordered[y], strict=True)), Path(corners))
