@@ -491,3 +491,15 @@ def test_a_channel_that_no_longer_varies_answers_the_same_in_every_precision(dig
         assert (layer.weight[~constant] != 0).all()
         layer.running_mean[constant] += 1e-3
     torch.testing.assert_close(predict(model, few), before)
+
+
+def test_a_channel_that_hardly_varies_keeps_its_scale(few):
+    class Narrow(Callback):
+        def on_step(self, run):
+            run.model.features[1].running_var[:2] = run.model.features[1].eps * torch.tensor([0.5, 1e-4])
+
+    model = models.build("vgg11", width=0.05)
+    pruner = GradualPruner(PolynomialSchedule(0.1))
+    fit(model, few, epochs=1, batch_size=64, callbacks=[Narrow(), pruner], progress=False)
+    assert model.features[1].weight[0] != 0
+    assert model.features[1].weight[1] == 0
