@@ -102,9 +102,10 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
     writable(path)  # a lock would say so without the file's name
     with FileLock(folder / f".{name}.lock"):
         text = path.read_text("utf-8") if path.exists() else ""
-        table, how = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object), {"lineterminator": "\n"}
+        table = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object)
+        lines = table.to_csv(index=False, header=not text, lineterminator="\n")
         with atomic_path(path) as part:
-            part.write_text(text + table.to_csv(index=False, header=not text, **how), "utf-8")
+            part.write_text(text + lines, "utf-8")
     return path
 
 
