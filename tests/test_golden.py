@@ -276,6 +276,9 @@ SHIPPED = {  # parameters, MACs, names and shapes, bits
     "vgg19_channels17_zeros75": (1_166_602, 77_359_584, "58724e557f4e", "86a34c81d2c0"),
     "vgg19_tiny_convnet": (1_032_098, 39_501_616, "cfa056374498", "c39a469aac17"),
     "vgg19_fast_convnet": (294_786, 24_089_568, "a74854d519d4", "cd3191312049"),
+    "vgg19_fast_convnet_2m": (1_972_802, 118_147_360, "7cf8d85e247d", "c1841681961e"),
+    "vgg19_fast_convnet_2m_zeros70": (1_972_802, 118_147_360, "7cf8d85e247d", "e1fe54d094aa"),
+    "vgg19_fast_convnet_2m_thin_zeros75": (1_161_378, 77_228_320, "79ed3f41d6d5", "0c7c2691a94f"),
 }
 
 
