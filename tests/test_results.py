@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
     with pytest.raises(OSError, match="No space left"):
         results.append("speed", [speed(what="b")], folder)
     assert results.read("speed", folder)["what"].tolist() == ["a"]

@@ -103,9 +103,9 @@ def append(name: TableName, rows: list[dict], folder: AnyPath = PUBLISHED) -> Pa
     with FileLock(folder / f".{name}.lock"):
         text = path.read_text("utf-8") if path.exists() else ""
         table = pd.DataFrame(rows, columns=SCHEMA[name], dtype=object)
-        lines = table.to_csv(index=False, header=not text, lineterminator="\n")
-        with atomic_path(path) as part:
-            part.write_text(text + lines, "utf-8")
+        with atomic_path(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            table.to_csv(file, index=False, header=not text, lineterminator="\n")
     return path
 
 
