@@ -6,6 +6,7 @@ always belong together.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
@@ -53,6 +54,12 @@ def smaller(start: str, epochs: int, zeros: float, **settings: object) -> Recipe
     """Return the recipe of a taught small network that is thinned or pruned, and taught on."""
     step = {"callbacks": gradual(zeros, end=0.5), "claimed": COMBINED}
     return Recipe(start=start, epochs=epochs, fit=MUON | {"lr": 0.06}, **TAUGHT, **step, **settings)
+
+
+def assisted(start: str, epochs: int, zeros: float, **settings: object) -> Recipe:
+    """Return the recipe of a network taught on by a better small one, which sees each picture as it does."""
+    alike = smaller(start, epochs, zeros, **settings)
+    return replace(alike, teacher="fast_convnet_2m_zeros70", recorded=False, callbacks=gradual(zeros))
 
 
 def learner(start: str, **settings: object) -> Recipe:
@@ -186,6 +193,9 @@ SMALLER = {  # the best student, made smaller in its turn; the first is the cont
         label="distilled fast_convnet_2m, fewer channels, 75% zeros",
     ),
     "fast_convnet_2m_thinner": smaller("fast_convnet_2m_thin", 10, 0.6, change=by_sensitivity(0.015)),
+    # An assistant between them teaches (Mirzadeh 2020), and answers each picture as it is shown (Beyer 2022)
+    "fast_convnet_2m_thin_zeros75_assisted": assisted("fast_convnet_2m_thin_zeros75", 12, 0.75),
+    "fast_convnet_2m_thinnest": assisted("fast_convnet_2m_thinner", 16, 0.6, change=by_sensitivity(0.005)),
 }
 
 WAYS = {  # how ranks and factors are chosen, for the curve of lesson 03
