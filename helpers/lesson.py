@@ -2,7 +2,7 @@
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -80,7 +80,8 @@ class Lesson:
                     f"{ANSWERS} holds another teacher's answers: run helpers.maintain.answers"
                 )
             low, high = found["range"]
-            return torch.from_numpy(found["steps"]).float() * ((high - low) / 255) + low
+            steps = torch.from_numpy(found["steps"][: len(self.data.train)])
+            return steps.float() * ((high - low) / 255) + low
 
     def teacher(self) -> nn.Module:
         """Return the series' baseline, in eval mode: the VGG-19 in data/checkpoints, trained on CIFAR-10.
@@ -111,11 +112,14 @@ def open_lesson(budget: Budget = "quick") -> Lesson:
     """Set a notebook up: seed, figures, data; print what it will run on.
 
     Args:
-        budget: the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set.
+        budget: the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set;
+            ``NNC_PICTURES`` leaves the first training pictures alone, as many as it says: to test a lesson.
     """
     torch.manual_seed(0)
     plotting.theme()
     data = load_data(os.environ.get("NNC_DATA") or "auto")
+    if few := os.environ.get("NNC_PICTURES"):
+        data = replace(data, train=data.train.take(slice(0, int(few))))
     lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
     gpu = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"

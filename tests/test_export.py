@@ -173,6 +173,48 @@ def test_the_exporter_folds_batch_normalisations_and_leaves_relus(network, path)
     assert names.count("Conv") == sum(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
+class Sliced(nn.Module):
+    """Uses parts of its Sequential on their own, so that the order of these is not free."""
+
+    def __init__(self, layers, head):
+        super().__init__()
+        self.layers, self.head = layers, head
+
+    def forward(self, images):
+        early = self.layers[:2](images)
+        return self.head(self.layers[2:](early)) + early.mean()
+
+
+def pooled(signs=1.0):
+    """Convolution, pool, batch normalisation, ReLU; ``signs`` multiply the weights of the normalisation."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU())
+    for numbers in (layers[2].weight, layers[2].bias, layers[2].running_mean, layers[2].running_var):
+        nn.init.uniform_(numbers, 0.5, 1.5)
+    layers[2].weight.data.mul_(signs)
+    return layers, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_a_pool_goes_behind_what_only_grows_and_the_normalisation_is_folded(some, tmp_path):
+    model = nn.Sequential(*pooled()).eval()
+    export.to_onnx(model, tmp_path / "model.onnx", some)
+    names = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert names[:3] == ["Conv", "Relu", "MaxPool"]
+    assert "BatchNormalization" not in names
+    assert [type(layer) for layer in model[0]] == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU]
+    assert torch.allclose(export.logits(tmp_path / "model.onnx", some), predict(model, some), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(*pooled(torch.tensor([-1.0] + 7 * [1.0]))), Sliced(*pooled())]
+)
+def test_a_pool_stays_before_a_negative_weight_and_where_parts_are_used_alone(model, some, tmp_path):
+    export.to_onnx(model.eval(), tmp_path / "model.onnx", some)
+    names = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert names.index("MaxPool") < names.index("BatchNormalization")
+    assert torch.allclose(export.logits(tmp_path / "model.onnx", some), predict(model, some), atol=1e-5)
+
+
 def test_int8_is_smaller_and_agrees_straight_from_a_model_too(network, path, digits_, tmp_path):
     few, some = digits_.train.take(slice(0, 100)), digits_.validation.take(slice(0, 100))
     two = export.quantize_onnx(path, tmp_path / "two_steps.onnx", few, some, agreement=0.9)

@@ -140,6 +140,8 @@ def writing(
             gives = f"the network gives a {type(output).__name__}, not logits, B x classes"
             raise ExportError(f"{refused} {gives}. Way out: wrap it in a module that returns its logits.")
     expected = expect(source, pictures)
+    if isinstance(source, nn.Module):
+        source = pools_last(source, example(2, shape))
     with place(path) as part:
         with said(f"{refused} {package} does not convert this network"), quiet(), needs(package):
             with plain_attention():
@@ -190,6 +192,31 @@ def frozen(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(getattr(model, "_orig_mod", model))
     return model.cpu().float().to(memory_format=torch.contiguous_format).eval()
+
+
+@torch.no_grad()
+def pools_last(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return ``model`` with each max pool of an ``nn.Sequential`` behind the layers that only grow.
+
+    The largest of some numbers is still the largest after whatever grows with its input: a ReLU, a batch
+    normalisation in eval mode without a negative weight. So the answers stay. A convolution and the batch
+    normalisation that the pool kept apart are now neighbours, and every converter folds the one into the
+    other: in int8 the runtime need not go to float and back between them. A network whose answers to
+    ``images`` do change, because it uses parts of a Sequential on their own, is returned as it was.
+    """
+    moved = copy.deepcopy(model)
+    for block in moved.modules():
+        for place in range(len(block) - 1 if isinstance(block, nn.Sequential) else 0):
+            pool, layer = block[place], block[place + 1]
+            if isinstance(pool, nn.MaxPool2d) and _grows(layer):
+                block[place], block[place + 1] = layer, pool
+    return moved if torch.allclose(moved(images), model(images), atol=TOLERANCE / 10) else model
+
+
+def _grows(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.track_running_stats and not (layer.affine and (layer.weight < 0).any())
+    return isinstance(layer, (nn.ReLU, nn.ReLU6, nn.Hardtanh))
 
 
 def compare(

@@ -97,7 +97,9 @@ def test() -> int:
             verdicts[name] = f"skipped: {folder} is not there; make run fetches it where there is a network"
             continue
         print(f"\n== {name}", flush=True)
-        data, started = ({"NNC_DATA": name.split()[-1]} if " on " in name else {}), time.perf_counter()
+        data, started = {}, time.perf_counter()
+        if " on " in name:  # a third of the pictures goes through the same code as all of them
+            data = {"NNC_DATA": name.split()[-1], "NNC_PICTURES": "15000"}
         failed = subprocess.run(
             [sys.executable, "-m", *command], cwd=HOME, env=os.environ | fixed | data
         ).returncode
