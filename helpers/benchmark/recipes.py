@@ -272,14 +272,6 @@ OUTSIDE = {  # torchvision's networks, which nobody here wrote, as lesson 07 goe
     ),
     "mobilenet_longer": at64("mobilenet", DEPTHWISE, **OWN),
     "mobilenet_channels": at64("mobilenet", DEPTHWISE, change=uniform(0.25)),
-    "mobilenet_taught": at64(
-        "torchvision/mobilenet_v3_small",
-        DEPTHWISE | {"lr": 0.1},
-        teacher="resnet18",
-        reference="resnet18",
-        epochs=12,
-        gpu=20,
-    ),
 }
 GROUPS = (TEACHERS, STUDENTS, COMPRESSED, SMALLER, CURVE, ORDERS, PEERS, LARGER, OUTSIDE)
 NETWORKS.update({name: recipe for group in GROUPS for name, recipe in group.items()})
