@@ -35,7 +35,7 @@ import torch, seaborn, torch_pruning
 from helpers import models
 print("torch", torch.__version__, os.path.dirname(os.path.realpath(torch.__file__)))
 print("helpers", models.__file__)
-print("parameters", sum(p.numel() for p in models.load(models.__file__.replace("helpers/models.py", "data/checkpoints/vgg19_channels17_zeros75.safetensors")).parameters()))
+print("parameters", sum(p.numel() for p in models.load(models.__file__.replace("helpers/models.py", "data/checkpoints/vgg19_fast_convnet.safetensors")).parameters()))
 print("once", sys.path.count(home))
 """
 
@@ -150,7 +150,7 @@ def test_the_cell_fetches_the_series_and_what_is_missing_and_works_twice(
         said["torch"] == f"{torch.__version__} {Path(torch.__file__).parent}"
     )  # Colab's own, not another copy
     assert Path(said["helpers"]) == tmp_path / "nn-compression-tutorials" / "helpers" / "models.py"
-    assert int(said["parameters"]) == 1_166_602
+    assert int(said["parameters"]) == 294_786
     assert said["once"] == "1"
     counts = [line.rpartition("installed: ")[2] for line in done.stdout.splitlines() if "as before" in line]
     assert counts == ["2 packages that were missing", "0 packages that were missing"]

@@ -273,7 +273,6 @@ def test_the_same_seed_draws_the_same_weights():
 SHIPPED = {  # parameters, MACs, names and shapes, bits
     "vgg19": (20_040_522, 398_136_320, "3bc7a8bcee64", "82a74acae78a"),
     "vgg19_zeros95": (20_040_522, 398_136_320, "3bc7a8bcee64", "fde330e0cbde"),
-    "vgg19_channels17_zeros75": (1_166_602, 77_359_584, "58724e557f4e", "86a34c81d2c0"),
     "vgg19_tiny_convnet": (1_032_098, 39_501_616, "cfa056374498", "c39a469aac17"),
     "vgg19_fast_convnet": (294_786, 24_089_568, "a74854d519d4", "cd3191312049"),
     "vgg19_fast_convnet_2m": (1_972_802, 118_147_360, "7cf8d85e247d", "c1841681961e"),
