@@ -194,7 +194,7 @@ SMALLER = {  # the best student, made smaller in its turn; the first is the cont
     "fast_convnet_2m_thinner": smaller("fast_convnet_2m_thin", 10, 0.6, change=by_sensitivity(0.015)),
     # An assistant between them teaches (Mirzadeh 2020), and answers each picture as it is shown (Beyer 2022)
     "fast_convnet_2m_thin_zeros75_assisted": assisted("fast_convnet_2m_thin_zeros75", 12, 0.75),
-    "fast_convnet_2m_thinner_assisted": assisted("fast_convnet_2m_thinner", 20, 0.3),
+    "fast_convnet_2m_thinner_assisted": assisted("fast_convnet_2m_thinner", 14, 0.3),
     "fast_convnet_2m_thinnest": assisted("fast_convnet_2m_thinner", 20, 0.4, change=by_sensitivity(0.01)),
 }
 
