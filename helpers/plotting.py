@@ -191,25 +191,28 @@ def front(
         axes.vlines(
             ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval"
         )
-    axes.margins(x=0.2, y=0.05)
+    axes.margins(x=0.3, y=0.05)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     corners = list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))
-    _name_points(axes, list(zip(ordered[labels], ordered[x], ordered[y], strict=True)), Path(corners))
+    points = list(zip(ordered[labels], ordered[x], ordered[y], ordered.index.isin(best.index), strict=True))
+    _name_points(axes, points, Path(corners))
     return figure
 
 
-def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], line: Path) -> None:
-    # each name at the nearest place that touches neither the line, nor a point, nor another name
+def _name_points(axes: Axes, points: Sequence[tuple[str, float, float, bool]], line: Path) -> None:
+    # each name at the nearest place that touches neither the line, nor a point, nor another name: first, and
+    # to the left, where nothing can lie, those on the line; from the top, so that leaders do not cross
     axes.figure.draw_without_rendering()  # settles the layout: places are compared in pixels
     line = axes.transData.transform_path(line)
-    taken = [Bbox([dot, dot]).padded(5) for dot in axes.transData.transform([place for _, *place in points])]
-    for name, *point in sorted(points, key=lambda named: -named[2]):  # from the top: leaders do not cross
+    taken = [Bbox([dot, dot]).padded(5) for dot in axes.transData.transform([place[1:3] for place in points])]
+    for name, *point, best in sorted(points, key=lambda named: (not named[3], -named[2])):
         text = axes.annotate(
             name, point, (0, 0), textcoords="offset pixels", fontsize=9, bbox=ON_WHITE, arrowprops=LEADER
         )
         box, found = text.get_window_extent(), []
         ups = [up for far in range(2, 36, 3) for up in (far, -far - box.height)]
-        for move in ((side, up) for up in ups for side in (8, -8 - box.width)):
+        sides = (-8 - box.width, 8) if best else (8, -8 - box.width)
+        for move in ((side, up) for up in ups for side in sides):
             there = box.translated(*move).padded(3)
             outside = axes.bbox.count_contains(there.corners()) < 4  # worse than anything within
             hits = there.count_overlaps(taken) + line.intersects_bbox(there, filled=False) + 9 * outside
