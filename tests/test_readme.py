@@ -98,7 +98,10 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
     """Numbers inside the marks are written by helpers.benchmark.page, and compared in test_results."""
     outside = page.MARKS[0].join([README.split(page.MARKS[0])[0], README.split(page.MARKS[1])[1]])
     names = ["teacher", "zeros95_patient", "fast_convnet_taught"]
-    names += [f"fast_convnet_2m_{step}" for step in ("taught", "zeros70", "thin_zeros75", "alone")]
+    names += [
+        f"fast_convnet_2m_{step}"
+        for step in ("taught", "zeros70", "thin_zeros75", "thinner_assisted", "alone")
+    ]
     table = results.beside(names).set_index(["network", "format"])
     computed = {f"{table.loc[('teacher', 'onnx'), 'correct']:,.0f} of 10,000"}
     for name in names:
