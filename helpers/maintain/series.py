@@ -80,11 +80,11 @@ def test() -> int:
     """Run every test; return how many of its parts failed, after a list of what was skipped."""
     folder, cores = cifar10_root() / CIFAR10_FOLDER, os.cpu_count() or 1
     workers = min(cores, 4)  # small networks gain more from a second process than from a second thread
-    pytest = ["pytest", "-q", "-n", str(workers), "--dist", "loadfile"]
+    pytest = ["pytest", "-q", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     parts = {
         "ruff check": ["ruff", "check", "helpers", "tests", "notebooks"],
         "ruff format": ["ruff", "format", "--check", "helpers", "tests"],
-        "helpers": [*pytest, "--no-loadscope-reorder", "tests"],  # tests/conftest.py: the longest first
+        "helpers": [*pytest, "tests"],  # in the order of tests/conftest.py, the longest first
         "notebooks on digits": [*pytest, "--nbval-lax", "notebooks"],
         "lessons on cifar10": [*pytest, "--nbval-lax", "--ignore=notebooks/solutions", "notebooks"],
     }
