@@ -11,6 +11,7 @@ from helpers.distillation import record
 from helpers.files import CheckpointError, fingerprint
 from helpers.lesson import Lesson
 from helpers.maintain import answers
+from tests.conftest import CIFAR10
 
 
 def test_a_student_is_whitened_and_the_seed_decides_about_the_rest(digits):
@@ -45,3 +46,12 @@ def test_answers_of_another_teacher_are_refused(cifar10, tmp_path, monkeypatch):
     answers.write(torch.tensor([[[-1.0, 3.0]]]), "another")
     with pytest.raises(CheckpointError, match="holds another teacher's answers"):
         Lesson("quick", cifar10).answers()
+
+
+def test_few_pictures_come_with_their_own_answers(cifar10, monkeypatch):
+    monkeypatch.setattr(module.plotting, "theme", lambda: None)
+    for name, value in {"NNC_DATA": "cifar10", "NNC_PICTURES": "100", "CIFAR10_ROOT": str(CIFAR10)}.items():
+        monkeypatch.setenv(name, value)
+    lesson = module.open_lesson()
+    assert torch.equal(lesson.data.train.images, cifar10.train.images[:100])
+    assert torch.equal(lesson.answers(), Lesson("quick", cifar10).answers()[:100])
