@@ -58,8 +58,9 @@ def smaller(start: str, epochs: int, zeros: float, **settings: object) -> Recipe
 
 def assisted(start: str, epochs: int, zeros: float, **settings: object) -> Recipe:
     """Return the recipe of a network taught on by a better small one, which sees each picture as it does."""
-    alike = smaller(start, epochs, zeros, **settings)
-    return replace(alike, teacher="fast_convnet_2m_zeros70", recorded=False, callbacks=gradual(zeros))
+    return replace(
+        smaller(start, epochs, zeros, **settings), teacher="fast_convnet_2m_zeros70", recorded=False
+    )
 
 
 def learner(start: str, **settings: object) -> Recipe:
@@ -192,7 +193,7 @@ SMALLER = {  # the best student, made smaller in its turn; the first is the cont
         label="distilled fast_convnet_2m, fewer channels, 75% zeros",
     ),
     "fast_convnet_2m_thinner": smaller("fast_convnet_2m_thin", 10, 0.6, change=by_sensitivity(0.015)),
-    # An assistant between them teaches (Mirzadeh 2020), and answers each picture as it is shown (Beyer 2022)
+    # an assistant teaches (Mirzadeh 2020), and answers each picture as it is shown (Beyer 2022)
     "fast_convnet_2m_thin_zeros75_assisted": assisted("fast_convnet_2m_thin_zeros75", 12, 0.75),
     "fast_convnet_2m_thinner_assisted": assisted("fast_convnet_2m_thinner", 14, 0.3),
     "fast_convnet_2m_thinnest": assisted("fast_convnet_2m_thinner", 20, 0.4, change=by_sensitivity(0.01)),
