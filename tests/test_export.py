@@ -187,6 +187,7 @@ class Sliced(nn.Module):
 
 def pooled(inputs=3, signs=1.0):
     """Convolution, pool, batch normalisation, ReLU; ``signs`` multiply the weights of the normalisation."""
+    torch.manual_seed(0)  # made while tests are collected
     layers = nn.Sequential(nn.Conv2d(inputs, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU())
     for numbers in (layers[2].weight, layers[2].bias, layers[2].running_mean, layers[2].running_var):
         nn.init.uniform_(numbers, 0.5, 1.5)
