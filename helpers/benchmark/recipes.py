@@ -146,6 +146,7 @@ COMPRESSED = {
         fit={"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8},
     ),
     "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
+    "zeros99": slowly(0.01, 2, callbacks=gradual(0.99, end=0.3), label="pruned, 99% zeros", **ZEROS),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
