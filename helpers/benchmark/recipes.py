@@ -66,7 +66,7 @@ def assisted(start: str, epochs: int, zeros: float, **settings: object) -> Recip
 def learner(start: str, **settings: object) -> Recipe:
     """Return the recipe of a small network of its own shape."""
     change = {"change": whitened} if start.startswith("fast_convnet") else {}
-    return Recipe(start=start, **{"epochs": 12, "gpu": 30, "fit": QUICK, **change, **settings})
+    return Recipe(start=start, **{"epochs": 30, "gpu": 30, "fit": QUICK, **change, **settings})
 
 
 # -- the networks -----------------------------------------------------------------------------------------
