@@ -173,9 +173,15 @@ class Paired:
         return float(binomtest(self.only_first, differing).pvalue) if differing else 1.0
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95% interval of ``points``: 1.96 of its standard errors, either way."""
+        half = 1.96 * 100 * (self.only_first + self.only_second) ** 0.5 / self.total
+        return self.points - half, self.points + half
+
+    @property
     def largest_loss(self) -> float:
         """Return the loss of the first, in points, that these pairs do not rule out (97.5%, one-sided)."""
-        return 1.96 * 100 * (self.only_first + self.only_second) ** 0.5 / self.total - self.points
+        return -self.interval[0]
 
     def __str__(self) -> str:
         # for example: -0.11 points (62 against 73 of 10,000; p 0.39)

@@ -13,6 +13,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from helpers.evaluation import Paired
+
 COLORS = sns.color_palette("colorblind")
 BLUE, ORANGE, GREEN, GRAY = COLORS[0], COLORS[1], COLORS[2], "0.55"
 LOOK = {
@@ -137,6 +139,20 @@ def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
     for seed, value in table[after].items():
         axes.text(1.04, value, f"seed {seed}", fontsize=8, va="center")
     axes.legend()
+    return figure
+
+
+def differences(pairs: Mapping[str, Paired], xlabel: str) -> Figure:
+    """Draw by how many points the first of each pair is ahead, with its 95% interval, a row for each."""
+    figure, (axes,) = panels((6.4, 0.9 + 0.42 * len(pairs)), {"xlabel": xlabel})
+    for place, pair in enumerate(pairs.values()):
+        half = pair.points - pair.interval[0]
+        axes.errorbar(pair.points, place, xerr=half, fmt="o", color=BLUE, capsize=3)
+        axes.annotate(
+            f"{pair.points:+.2f}", (pair.points, place - 0.12), fontsize=8, ha="center", va="bottom"
+        )
+    axes.axvline(0, color="black", linewidth=1)
+    rows_down(axes, list(pairs))
     return figure
 
 

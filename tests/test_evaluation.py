@@ -223,6 +223,7 @@ def test_pairs_are_counted_whatever_holds_them():
         assert found == Paired(2, 1, 6)
         assert found.points == pytest.approx(100 / 6)
     assert str(Paired(62, 73, 10_000)) == "-0.11 points (62 against 73 of 10,000; p 0.39)"
+    assert Paired(300, 100, 10_000).interval == pytest.approx((2 - 0.392, 2 + 0.392))  # 1.96 times 20
     assert Paired(0, 100, 10_000).largest_loss == pytest.approx(1 + 0.196)  # 100 lost; 1.96 times 10 more
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 mpl.use("Agg")
 
 from helpers import business, models, plotting, profiling, widgets
+from helpers.evaluation import Paired
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -383,6 +385,18 @@ def test_names_beside_the_front_touch_neither_it_nor_points_nor_each_other(inter
         assert not any(box.contains(*dot) for dot in dots)
         assert not box.count_overlaps(boxes[:number])
         assert axes.bbox.count_contains(box.corners()) == 4
+
+
+def test_differences_are_drawn_with_the_interval_of_their_pairs():
+    pairs = {"better": Paired(300, 100, 10_000), "worse": Paired(0, 100, 10_000)}
+    figure = plotting.differences(pairs, "points")
+    (axes,) = figure.axes
+    dots = [line for container in axes.containers for line in container.lines[:1]]
+    assert [tuple(float(v[0]) for v in dot.get_data()) for dot in dots] == [(2.0, 0.0), (-1.0, 1.0)]
+    ends = [container.lines[2][0].get_segments()[0][:, 0] for container in axes.containers]
+    np.testing.assert_allclose(ends, [[2 - 0.392, 2 + 0.392], [-1 - 0.196, -1 + 0.196]])  # 1.96 times 20, 10
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "worse"]
+    assert [text.get_text() for text in axes.texts] == ["+2.00", "-1.00"]
 
 
 def test_the_waterfall_shows_what_each_step_takes_away():

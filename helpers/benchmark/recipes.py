@@ -126,9 +126,9 @@ STUDENTS = {
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
     "micro12_shuffled": Recipe(fit=STUDENT, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
 }
+FRESH = {"recorded": False, "fit": {"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8}}
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
-    "zeros90": slowly(0.01, 2, callbacks=gradual(0.9, end=0.3), label="pruned, 90% zeros", **ZEROS),
     "zeros95": slowly(
         0.01,
         2,
@@ -137,16 +137,21 @@ COMPRESSED = {
         label="pruned, 95% zeros",
         claimed=PRUNED,
     ),
-    "zeros95_patient": slowly(  # the teacher answers each picture as it is shown (Beyer 2022, section 3)
-        0.01,
-        3,
-        start="zeros95",
-        recorded=False,
-        callbacks=gradual(0.95),
-        fit={"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8},
+    "zeros95_patient": slowly(  # fresh: the teacher answers each picture as it is shown (Beyer 2022, section 3)
+        0.01, 3, start="zeros95", callbacks=gradual(0.95), **FRESH
     ),
-    "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
-    "zeros99": slowly(0.01, 2, callbacks=gradual(0.99, end=0.3), label="pruned, 99% zeros", **ZEROS),
+    "whole_fresh": slowly(0.01, 3, **FRESH | OWN),  # the control of the four below
+    **{
+        f"zeros{percent}_fresh": slowly(
+            0.01,
+            3,
+            callbacks=gradual(percent / 100, end=0.3),
+            label=f"pruned, {percent}% zeros",
+            **FRESH | ZEROS,
+        )
+        for percent in (90, 95, 98, 99)
+    },
+    "at_once95_fresh": slowly(0.01, 3, change=at_once(0.95), callbacks=gradual(0.95), **FRESH | OWN),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
