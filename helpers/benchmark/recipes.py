@@ -140,18 +140,18 @@ COMPRESSED = {
     "zeros95_patient": slowly(  # fresh: the teacher answers each picture as it is shown (Beyer 2022, section 3)
         0.01, 3, start="zeros95", callbacks=gradual(0.95), **FRESH
     ),
-    "whole_fresh": slowly(0.01, 3, **FRESH | OWN),  # the control of the four below
+    "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the four below
     **{
         f"zeros{percent}_fresh": slowly(
             0.01,
-            3,
+            2,
             callbacks=gradual(percent / 100, end=0.3),
             label=f"pruned, {percent}% zeros",
             **FRESH | ZEROS,
         )
         for percent in (90, 95, 98, 99)
     },
-    "at_once95_fresh": slowly(0.01, 3, change=at_once(0.95), callbacks=gradual(0.95), **FRESH | OWN),
+    "at_once95_fresh": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **FRESH | OWN),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
