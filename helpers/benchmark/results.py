@@ -42,7 +42,7 @@ SCHEMA = {
     "scans": ("weights", "unit", "layer", "ratio", "correct", "recalibrated_correct", "total", *PROVENANCE),
     "speed": ("what", "unit", "ours", "theirs", "ratio", "library", *PROVENANCE),
 }  # fmt: skip
-AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value")  # what ``beside`` adds
+AGAINST = ("times_smaller", "times_faster", "reference_correct", "points", "p_value", "largest_loss")
 TableName = Annotated[str, Field(pattern=f"^({'|'.join(SCHEMA)})$")]
 
 
@@ -202,10 +202,10 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
         folder: where the tables lie.
 
     Returns:
-        The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
+        The last row of each network, seed and format, with ``AGAINST``: times_smaller (bytes of the reference in float32
         over those of this file, zipped where it is int8 or holds zeros), times_faster, reference_correct,
-        points (ahead of the reference), p_value (exact McNemar test on the same pictures; NaN where answers
-        were not kept). A reference that is not in ``folder`` is looked up among the published ones.
+        points (ahead of the reference), and of the pairs on the same pictures p_value and largest_loss (NaN
+        where answers were not kept; see ``evaluation.Paired``). A reference that is not in ``folder`` is looked up among the published ones.
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
@@ -231,11 +231,13 @@ def _against(row: dict, rows: pd.DataFrame, folder: Path) -> dict:
         "reference_correct": reference["correct"],
         "points": 100 * (row["correct"] / row["total"] - reference["correct"] / reference["total"]),
         "p_value": float("nan"),
+        "largest_loss": float("nan"),
     }
     ours, theirs = answers(row, folder), answers(reference, folder)
     theirs = answers(reference) if theirs is None else theirs
     if ours is not None and theirs is not None and len(ours) == len(theirs) and row["total"] == 10_000:
-        found["p_value"] = paired(ours, theirs, labels()).p_value
+        pair = paired(ours, theirs, labels())
+        found |= {"p_value": pair.p_value, "largest_loss": pair.largest_loss}
     return found
 
 
