@@ -181,7 +181,7 @@ class Paired:
     @property
     def largest_loss(self) -> float:
         """Return the loss of the first, in points, that these pairs do not rule out (97.5%, one-sided)."""
-        return -self.interval[0]
+        return 0.0 - self.interval[0]
 
     def __str__(self) -> str:
         # for example: -0.11 points (62 against 73 of 10,000; p 0.39)

@@ -131,17 +131,6 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None
     return figure
 
 
-def paired(table: pd.DataFrame, before: str, after: str) -> Figure:
-    """Draw a line per seed, a row of ``table``, from column ``before`` to ``after`` (%), and the mean."""
-    figure, (axes,) = panels((4.2, 3.2), {"xlim": (-0.25, 1.4), "ylabel": "test accuracy (%)"})
-    axes.plot([before, after], table[[before, after]].T, "o-", color=GRAY, alpha=0.7)
-    axes.plot([before, after], table[[before, after]].mean(), "D--", color=ORANGE, label="mean")
-    for seed, value in table[after].items():
-        axes.text(1.04, value, f"seed {seed}", fontsize=8, va="center")
-    axes.legend()
-    return figure
-
-
 def differences(pairs: Mapping[str, Paired], xlabel: str) -> Figure:
     """Draw by how many points the first of each pair is ahead, with its 95% interval, a row for each."""
     figure, (axes,) = panels((6.4, 0.9 + 0.42 * len(pairs)), {"xlabel": xlabel})

@@ -43,10 +43,6 @@ def test_curves_bars_and_maps_show_their_numbers():
     assert list(accuracy.lines[0].get_ydata()) == [50, 75]
     assert list(accuracy.lines[2].get_ydata()) == [90, 90]
     assert len(loss.lines) == 2
-    axes = plotting.paired(
-        pd.DataFrame({"alone": [90.0, 91.0], "taught": [91.0, 93.0]}), "alone", "taught"
-    ).axes[0]
-    assert list(axes.lines[-1].get_ydata()) == [90.5, 92.0]
     figure = plotting.heat_map(pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]), "title")
     assert [text.get_text() for text in figure.axes[0].texts] == ["1.0", "2.0", "3.0", "4.0"]
     assert len(plotting.pictures(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), "abcde", columns=4).axes) == 8

@@ -126,6 +126,7 @@ STUDENTS = {
     "micro12_answered": Recipe(fit=STUDENT, **PAIRS | TAUGHT | {"epochs": 6}),  # as many steps
     "micro12_shuffled": Recipe(fit=STUDENT, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
 }
+# fresh answers: the teacher is asked about each picture as it is shown (Beyer 2022, section 3)
 FRESH = {"recorded": False, "fit": {"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8}}
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
@@ -137,9 +138,7 @@ COMPRESSED = {
         label="pruned, 95% zeros",
         claimed=PRUNED,
     ),
-    "zeros95_patient": slowly(  # fresh: the teacher answers each picture as it is shown (Beyer 2022, section 3)
-        0.01, 3, start="zeros95", callbacks=gradual(0.95), **FRESH
-    ),
+    "zeros95_patient": slowly(0.01, 3, start="zeros95", callbacks=gradual(0.95), **FRESH),
     "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the four below
     **{
         f"zeros{percent}_fresh": slowly(
@@ -151,7 +150,6 @@ COMPRESSED = {
         )
         for percent in (90, 95, 98, 99)
     },
-    "at_once95_fresh": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **FRESH | OWN),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
@@ -164,6 +162,15 @@ COMPRESSED = {
         claimed=COMBINED,
     ),
     "rank7": on(0.015, 2, change=rank(7, 4), label="low rank", claimed=LOW_RANK),
+    "spatial7": on(
+        0.015,
+        5,
+        change=rank(7, 4, scheme="auto", pictures=None),
+        recorded=False,
+        fit=MUON | {"lr": 0.015, "batch_size": 250, "cutout": 8},
+        label="low rank, by the better scheme",
+        claimed=LOW_RANK,
+    ),
     "one_call": on(0.015, 8, change=rank(7, 4), callbacks=gradual(0.6, end=0.5)),  # all three in one call
     "one_call_longer": on(
         0.02,

@@ -202,10 +202,11 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
         folder: where the tables lie.
 
     Returns:
-        The last row of each network, seed and format, with ``AGAINST``: times_smaller (bytes of the reference in float32
+        The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
         over those of this file, zipped where it is int8 or holds zeros), times_faster, reference_correct,
-        points (ahead of the reference), and of the pairs on the same pictures p_value and largest_loss (NaN
-        where answers were not kept; see ``evaluation.Paired``). A reference that is not in ``folder`` is looked up among the published ones.
+        points (ahead of the reference), p_value and largest_loss (of the pairs on the same pictures, see
+        ``evaluation.Paired``; NaN where answers were not kept). A reference that is not in ``folder`` is
+        looked up among the published ones.
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
