@@ -45,7 +45,7 @@ class Callback:
     """Something that happens during ``fit``: override what you need."""
 
     def on_start(self, run: Run) -> None:
-        """Before the first step, and again after a resumed run has its weights back."""
+        """Before the first step; in a resumed run, once its weights are back."""
 
     def on_gradients(self, run: Run) -> None:
         """Gradients are there, weights have not moved yet."""

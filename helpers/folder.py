@@ -110,12 +110,12 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
     # the classes, and the files of each split with their labels, in an order drawn from ``seed``
     if not path.is_dir():
         raise ValueError(f"path must be a folder, got {path}")
-    found = {
-        part: _listed(path / name)
-        for part, names in FOLDERS.items()
-        for name in names
-        if (path / name).is_dir()
+    there = {
+        part: [path / name for name in names if (path / name).is_dir()] for part, names in FOLDERS.items()
     }
+    if twice := [folders for folders in there.values() if len(folders) > 1]:
+        raise ValueError(f"path must hold one folder for each split, got {' and '.join(map(str, twice[0]))}")
+    found = {part: _listed(folders[0]) for part, folders in there.items() if folders}
     if len(found) > 1 and "train" not in found:
         raise ValueError(f"path must hold train beside {' and '.join(found)}, got {path}")
     if len(found) < 2 and [one.name for one in _folders(path)] != ["train"]:
@@ -219,7 +219,7 @@ def _mapped(
                 listing.write_text(json.dumps(broken))
     total = stored.stat().st_size
     print(f"{total / 1e9:.1f} GB of pictures are streamed from {stored}")
-    images = torch.from_file(str(stored), shared=True, size=total, dtype=torch.uint8)
+    images = torch.from_file(str(stored), shared=False, size=total, dtype=torch.uint8)
     return images.view(-1, 3, *size), json.loads(left_out.read_text())
 
 

@@ -40,7 +40,7 @@ def build(name: Name, num_classes: Classes = 10, width: Width = 1.0) -> nn.Modul
     Args:
         name: vgg11, vgg13, vgg16, vgg19 (batch-normalised, one linear classifier), resnet18, resnet34,
             resnet50, small_convnet (10% of VGG-19's parameters), tiny_convnet (5%), fast_convnet (1.5%),
-            fast_convnet_1m (5%), fast_convnet_2m (10%), mobilenet_student (1.3%), micro_convnet (1.2%), or
+            fast_convnet_1m (5%), fast_convnet_2m (10%), mobilenet_student (0.8%), micro_convnet (1.2%), or
             vgg19_imagenet: VGG-19 as published, with the 4096-wide classifier; with ``num_classes=1000`` that
             is the 548 MiB model (143,667,240 parameters) everybody quotes.
         num_classes: number of logits.

@@ -24,7 +24,6 @@ LOOK = {
     "axes.spines.right": False,
 }
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind words on lines
-BESIDE = {"fontsize": 7, "ncols": 2, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)}  # layers
 LEADER = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}  # name to point
 ON_THE_LEFT = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "bbox": ON_WHITE}
 UNITS = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}

@@ -168,8 +168,8 @@ class GradualPruner(Callback):
             the last masks (first-order Taylor; Molchanov 2017, eq. 7).
         scope: "global" or "layer", as in ``masks_for``.
         skip: names of layers to leave alone.
-        every: steps between masks. Default: a fiftieth of the run, but 30 where it has 300 steps or more,
-            to keep its cost low.
+        every: steps between masks. Default: 30, but a tenth of a run of fewer than 300 steps, and a fiftieth
+            of one of more than 1,500.
     """
 
     def __init__(

@@ -76,7 +76,8 @@ def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip:
 
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     kinds = (nn.Conv2d, nn.Linear)
-    return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    return dict({id(weight): (name, weight) for name, weight in layers.items()}.values())  # a shared one once
 
 
 def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True, clip: bool = False) -> Tensor:

@@ -27,46 +27,61 @@ img { max-width: 100% } th, td { padding: 0.2em 0.8em; text-align: right } table
 
 
 @checked
-def choose(table: Files, budget: Positive, tolerance: Share = 0.01) -> pd.Series | None:
+def choose(table: Files, budget: Positive, tolerance: Share = 0.01, least: Share = 0.0) -> pd.Series | None:
     """Return the row to ship: of the files that fit, the smallest of those about as good as the best.
+
+    The best that fits may still be too poor for the product. So nothing below ``least`` ships.
 
     Args:
         table: a row per file.
         budget: what the file may take, in MB, 10^6 bytes.
-        tolerance: "about as good" is at most this share of the pictures worse.
+        tolerance: "about as good" is at most this share of the pictures worse than the best that fits.
+        least: the share of pictures that must be right, whatever fits.
 
     Returns:
-        The row, or None where nothing fits.
+        The row, or None where nothing fits, or nothing that fits is good enough.
     """
     right = table["correct"] / table["total"]
     fits = table["bytes"] <= 1e6 * budget
-    good = table[fits & (right >= right[fits].max() - tolerance - 1e-12)]
+    good = table[fits & (right >= right[fits].max() - tolerance - 1e-12) & (right >= least - 1e-12)]
     return None if good.empty else good.sort_values("bytes").iloc[0]
 
 
 @checked
-def verdict(table: Files, budget: Positive, tolerance: Share = 0.01) -> str:
-    """Say in a sentence what ``choose`` ships, and how it compares with the first row."""
-    first, ships = table.iloc[0], choose(table, budget, tolerance)
+def verdict(
+    table: Files, budget: Positive, tolerance: Share = 0.01, least: Share = 0.0, beside: str | None = None
+) -> str:
+    """Say what ``choose`` ships, and how it compares with the first row.
+
+    Args:
+        table: as in ``choose``, and so are budget, tolerance and least.
+        budget: see there.
+        tolerance: see there.
+        least: see there.
+        beside: the file to beat, such as the first network's int8 file: compared with before the first row.
+    """
+    first, ships = table.iloc[0], choose(table, budget, tolerance, least)
+    if beside is not None and beside not in set(table["network"]):
+        raise ValueError(
+            f"beside must be a network of the table, {', '.join(table['network'])}, got {beside!r}"
+        )
     if ships is None:
-        least = table.sort_values("bytes").iloc[0]
-        size = f"{least['bytes'] / 1e6:.2f} MB"
-        return f"Nothing fits into {budget:g} MB: the smallest, {least['network']}, takes {size}."
-    sizes = f"{ships['bytes'] / 1e6:.2f} MB instead of {first['bytes'] / 1e6:.2f}"
-    parts = [f"{sizes} ({first['bytes'] / ships['bytes']:.1f} times smaller)"]
-    parts += [f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {first['correct']:,}"]
-    if "latency_ms" in table:
-        parts += [f"{ships['latency_ms']:.2f} ms instead of {first['latency_ms']:.2f}"]
-    return f"Within {budget:g} MB ship {ships['network']}: {', '.join(parts)}."
+        return _nothing(table, budget, least)
+    if beside is None or beside == first["network"]:
+        return f"Within {budget:g} MB ship {ships['network']}: {_compared(ships, first)}."
+    other = table[table["network"] == beside].iloc[0]
+    told = [f"Beside {row['network']}: {_compared(ships, row)}." for row in (other, first)]
+    return f"Within {budget:g} MB ship {ships['network']}. {' '.join(told)}"
 
 
 @checked
-def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Figure:
+def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01, least: Share = 0.0) -> Figure:
     """Draw every file's size, and its accuracy with its 95% interval.
 
-    What does not fit ``budget`` (MB) is gray, what fits blue, what ships orange.
+    What does not fit ``budget`` (MB) is gray, what fits blue, what ships orange. A dashed line in either
+    panel is its limit: the budget, and ``least`` if it is above 0.
     """
-    ships = choose(table, budget, tolerance)
+    ships = choose(table, budget, tolerance, least)
     name = "nothing" if ships is None else ships["network"]
     colors = [
         GRAY if row.bytes > 1e6 * budget else ORANGE if row.network == name else BLUE
@@ -86,6 +101,8 @@ def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Fi
     ends = [Accuracy(int(row.correct), int(row.total)).interval for row in table.itertuples()]
     right.hlines(range(len(ends)), *(100 * pd.DataFrame(ends)).T.to_numpy(), color="black")
     left.axvline(budget, color="black", linestyle="--")
+    if least > 0:
+        right.axvline(100 * least, color="black", linestyle="--")
     left.set_xlim(table["bytes"].min() / 3e6, 4 * table["bytes"].max() / 1e6)
     right.set_xlim(0, 100)
     kinds = {"does not fit": GRAY, "fits": BLUE, "ships": ORANGE}
@@ -95,16 +112,18 @@ def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01) -> Fi
 
 
 @checked
-def budget_slider(table: Files, start: Positive = 1.0, tolerance: Share = 0.01) -> ipywidgets.Widget:
+def budget_slider(
+    table: Files, start: Positive = 1.0, tolerance: Share = 0.01, least: Share = 0.0
+) -> ipywidgets.Widget:
     """Return the slider of notebook 07: from a budget that nothing fits to one that everything does."""
-    least, most = table["bytes"].min() / 1e6, table["bytes"].max() / 1e6
-    low = max((step for step in STEPS if step < least), default=least / 2)
-    high = min((step for step in STEPS if step >= most), default=most)
+    smallest, largest = table["bytes"].min() / 1e6, table["bytes"].max() / 1e6
+    low = max((step for step in STEPS if step < smallest), default=smallest / 2)
+    high = min((step for step in STEPS if step >= largest), default=largest)
     steps = sorted({low, *(step for step in STEPS if low < step < high), high, start})
     options = [(f"{step:g} MB", step) for step in steps]
     look = {"description": "at most", "layout": {"width": "28em"}}
     slider = ipywidgets.SelectionSlider(options=options, value=start, **look)
-    return figure_sliders({"value": slider}, lambda value: budget_figure(table, value, tolerance))
+    return figure_sliders({"value": slider}, lambda value: budget_figure(table, value, tolerance, least))
 
 
 @checked
@@ -126,3 +145,29 @@ def write(path: HtmlPath, title: str, table: Files, figures: Mapping[str, Figure
     ]
     keep(path, "\n".join(parts).encode())
     return path
+
+
+# -- inside --------------------------------------------------------------------------------------------------
+
+
+def _compared(ships: pd.Series, other: pd.Series) -> str:
+    sizes = f"{ships['bytes'] / 1e6:.2f} MB instead of {other['bytes'] / 1e6:.2f}"
+    parts = [f"{sizes} ({other['bytes'] / ships['bytes']:.1f} times smaller)"]
+    parts += [f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {other['correct']:,}"]
+    if "latency_ms" in ships:
+        parts += [f"{ships['latency_ms']:.2f} ms instead of {other['latency_ms']:.2f}"]
+    return ", ".join(parts)
+
+
+def _nothing(table: pd.DataFrame, budget: float, least: float) -> str:
+    fits = table[table["bytes"] <= 1e6 * budget]
+    if fits.empty:
+        row = table.sort_values("bytes").iloc[0]
+        size = f"{row['bytes'] / 1e6:.2f} MB"
+        return f"Nothing fits into {budget:g} MB: the smallest, {row['network']}, takes {size}."
+    best = fits.iloc[(fits["correct"] / fits["total"]).to_numpy().argmax()]
+    right = f"{best['correct']:,} of {best['total']:,} pictures right"
+    return (
+        f"Nothing within {budget:g} MB is good enough: the best that fits, {best['network']}, has {right}, "
+        f"and {100 * least:g}% must be."
+    )

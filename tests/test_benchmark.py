@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -345,7 +346,23 @@ class TestRun:
         assert after[same].tolist() == before[same].tolist()
         assert len(results.read("networks", bench.results).query("network == 'control'")) == 2
         with pytest.raises(ValueError, match="name must be of a network that has rows"):
-            run.remeasure("zeros98", 0, bench)
+            run.remeasure("zeros98_fresh", 0, bench)
+
+    def test_another_seeds_network_is_not_measured_in_its_place(self, bench, tmp_path):
+        other = replace(bench, out=tmp_path)
+        results.append(
+            "networks", [{**results.row("control", folder=bench.results), "seed": 7}], other.results
+        )
+        other.target("control", 0).parent.mkdir(parents=True)
+        shutil.copy(bench.target("control", 0), other.target("control", 0))
+        with pytest.raises(ValueError, match="with seed 7"):
+            run.remeasure("control", 7, other)
+
+    def test_trials_keep_their_networks_apart(self, bench):
+        whole = replace(bench, data="cifar10")
+        assert bench.target("control", 0).exists()
+        assert not whole.target("control", 0).exists()
+        assert replace(whole, epochs=1).work != whole.work != bench.work
 
     def test_networks_beside_their_reference(self, bench):
         table = results.beside(["factorized4_zeros60", "control"], bench.results).set_index(
@@ -369,11 +386,12 @@ class TestRun:
 
     def test_the_list_says_what_is_there(self, bench):
         lines = {
-            line.split()[0]: line for line in listed(["factorized4_zeros60", "zeros98"], bench).splitlines()
+            line.split()[0]: line
+            for line in listed(["factorized4_zeros60", "zeros98_fresh"], bench).splitlines()
         }
         assert "there" in lines["factorized4_zeros60"]
         assert "from factorized4, taught by teacher" in lines["factorized4_zeros60"]
-        assert "0 of 1 seeds" in lines["zeros98"]
+        assert "0 of 1 seeds" in lines["zeros98_fresh"]
         assert set(listed(list(NETWORKS), Bench()).split()) >= set(NETWORKS)
 
     def test_the_example_of_the_readme_runs(self, tmp_path, monkeypatch):

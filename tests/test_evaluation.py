@@ -223,8 +223,10 @@ def test_pairs_are_counted_whatever_holds_them():
         assert found == Paired(2, 1, 6)
         assert found.points == pytest.approx(100 / 6)
     assert str(Paired(62, 73, 10_000)) == "-0.11 points (62 against 73 of 10,000; p 0.39)"
-    assert Paired(300, 100, 10_000).interval == pytest.approx((2 - 0.392, 2 + 0.392))  # 1.96 times 20
-    assert Paired(0, 100, 10_000).largest_loss == pytest.approx(1 + 0.196)  # 100 lost; 1.96 times 10 more
+    half = 1.96 * math.sqrt(401) / 100  # of 400 pictures that differ, and one
+    assert Paired(300, 100, 10_000).interval == pytest.approx((2 - half, 2 + half))
+    assert Paired(0, 99, 10_000).largest_loss == pytest.approx(0.99 + 0.196)  # 99 lost; 1.96 times 10 more
+    assert Paired(0, 0, 100).largest_loss == pytest.approx(1.96)  # none differs: one more might
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (0, 5), (5, 5), (3, 9), (9, 3), (62, 73), (400, 300)])

@@ -384,15 +384,17 @@ def test_names_beside_the_front_touch_neither_it_nor_points_nor_each_other(inter
 
 
 def test_differences_are_drawn_with_the_interval_of_their_pairs():
-    pairs = {"better": Paired(300, 100, 10_000), "worse": Paired(0, 100, 10_000)}
+    pairs = {"better": Paired(299, 100, 10_000), "worse": Paired(0, 99, 10_000)}
     figure = plotting.differences(pairs, "points")
     (axes,) = figure.axes
     dots = [line for container in axes.containers for line in container.lines[:1]]
-    assert [tuple(float(v[0]) for v in dot.get_data()) for dot in dots] == [(2.0, 0.0), (-1.0, 1.0)]
+    assert [tuple(float(v[0]) for v in dot.get_data()) for dot in dots] == [(1.99, 0.0), (-0.99, 1.0)]
     ends = [container.lines[2][0].get_segments()[0][:, 0] for container in axes.containers]
-    np.testing.assert_allclose(ends, [[2 - 0.392, 2 + 0.392], [-1 - 0.196, -1 + 0.196]])  # 1.96 times 20, 10
+    np.testing.assert_allclose(
+        ends, [[1.99 - 0.392, 1.99 + 0.392], [-0.99 - 0.196, -0.99 + 0.196]]
+    )  # 1.96 times 20, 10
     assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "worse"]
-    assert [text.get_text() for text in axes.texts] == ["+2.00", "-1.00"]
+    assert [text.get_text() for text in axes.texts] == ["+1.99", "-0.99"]
 
 
 def test_the_waterfall_shows_what_each_step_takes_away():

@@ -145,6 +145,12 @@ def test_folders_of_their_own_are_the_splits(tree, tmp_path_factory):
     (root / "val").rename(root.parent / f"{root.name}-val")
     assert [len(split) for split in whole(quietly(root))] == [16, 2, 2]  # a folder train alone
     (root.parent / f"{root.name}-val").rename(root / "val")
+    (root / "validation").mkdir()
+    with pytest.raises(
+        ValueError, match=r"path must hold one folder for each split, got .*val and .*validation"
+    ):
+        quietly(root)
+    (root / "validation").rmdir()
     picture(root / "val" / "green" / "1.png")
     with pytest.raises(ValueError, match=r"path must hold the classes of validation in train.*\['green'\]"):
         quietly(root)

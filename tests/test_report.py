@@ -44,6 +44,44 @@ def test_the_smallest_of_those_as_good_as_the_best_that_fits_is_shipped(budget, 
     assert (None if found is None else found["network"]) == ships
 
 
+@pytest.mark.parametrize(
+    ("budget", "least", "ships"),
+    [
+        (100, 0.97, "half"),  # to the picture: 194 of 200
+        (100, 0.975, "rounded"),  # half is within the tolerance, but below the floor
+        (3.9, 0.85, "student"),
+        (3.9, 0.851, None),  # it fits, and is not good enough
+        (100, 0.99, None),
+        (0.39, 0.5, None),
+    ],
+)
+def test_nothing_below_the_floor_is_shipped(budget, least, ships):
+    found = report.choose(FILES, budget, least=least)
+    assert (None if found is None else found["network"]) == ships
+
+
+def test_the_verdict_says_whether_nothing_fits_or_nothing_is_good_enough():
+    told = report.verdict(FILES, 5, least=0.985)
+    assert told == (
+        "Nothing within 5 MB is good enough: the best that fits, half, has 194 of 200 pictures right, "
+        "and 98.5% must be."
+    )
+    assert report.verdict(FILES, 0.1, least=0.9) == report.verdict(FILES, 0.1)
+
+
+def test_the_verdict_compares_with_the_file_to_beat_first():
+    told = report.verdict(FILES, 5, beside="rounded")
+    assert told == (
+        "Within 5 MB ship half. Beside rounded: 4.00 MB instead of 10.00 (2.5 times smaller), "
+        "194 of 200 pictures right instead of 196, 4.00 ms instead of 3.00. "
+        "Beside whole: 4.00 MB instead of 40.00 (10.0 times smaller), "
+        "194 of 200 pictures right instead of 195, 4.00 ms instead of 8.00."
+    )
+    assert report.verdict(FILES, 5, beside="whole") == report.verdict(FILES, 5)
+    with pytest.raises(ValueError, match="beside must be a network of the table"):
+        report.verdict(FILES, 5, beside="huge")
+
+
 def test_the_verdict_says_what_it_costs():
     told = report.verdict(FILES, 5)
     assert told == (
@@ -71,6 +109,20 @@ def test_the_figure_marks_what_fits_and_what_ships(budget, colors):
     assert [text.get_text() for text in key.get_texts()] == ["does not fit", "fits", "ships"]
 
 
+def test_the_figure_draws_the_floor_and_ships_nothing_below_it():
+    sizes, right = report.budget_figure(FILES, 1, least=0.9).axes
+    assert sizes.get_title() == "within 1 MB: ship nothing"
+    drawn = {mpl.colors.to_rgb(bar.get_facecolor()) for bar in right.patches}
+    assert drawn == {mpl.colors.to_rgb(color) for color in (report.GRAY, report.BLUE)}
+    assert [list(line.get_xdata()) for line in right.lines] == [[90, 90]]
+    assert not report.budget_figure(FILES, 1).axes[1].lines
+
+
+def test_the_slider_asks_for_the_floor():
+    with_floor, without = (report.budget_slider(FILES, start=1, least=least) for least in (0.9, 0.0))
+    assert bytes(with_floor.children[1].value) != bytes(without.children[1].value)
+
+
 def test_the_slider_goes_from_nothing_fits_to_everything_does():
     box = report.budget_slider(FILES, start=3)
     slider, picture, words = box.children
@@ -94,7 +146,12 @@ def test_the_slider_of_files_smaller_or_larger_than_its_steps(size):
 @pytest.mark.parametrize("function", [report.choose, report.verdict, report.budget_figure])
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [((FILES, 0), "budget"), ((FILES[["network"]], 1), "table"), ((FILES, 1, 2), "tolerance")],
+    [
+        ((FILES, 0), "budget"),
+        ((FILES[["network"]], 1), "table"),
+        ((FILES, 1, 2), "tolerance"),
+        ((FILES, 1, 0, 90), "least"),
+    ],
 )
 def test_wrong_arguments_are_named(function, arguments, named):
     with pytest.raises(ValueError, match=named):

@@ -135,8 +135,8 @@ def test_a_network_is_put_beside_the_weights_it_is_compared_with(folder, monkeyp
     assert table["times_faster"].tolist() == [4, 4, 4]
     assert table["points"].tolist() == pytest.approx([-0.1] * 3)
     assert table.loc["onnx", "p_value"] == pytest.approx(2 / 2**10)  # ten pictures, all on one side
-    ahead = table.loc["onnx", "points"]  # by ten pictures; 1.96 times the root of ten is the interval's half
-    assert table.loc["onnx", "largest_loss"] == pytest.approx(1.96 * 10**0.5 / 100 - ahead)
+    ahead = table.loc["onnx", "points"]  # by ten pictures; 1.96 times the root of ten and one is the half
+    assert table.loc["onnx", "largest_loss"] == pytest.approx(1.96 * 11**0.5 / 100 - ahead)
     assert pd.isna(table.loc["torch", "p_value"])
     shown = results.compared(["small"], ["onnx"], folder).iloc[0]
     assert shown["accuracy"] == "89.9% (8,990 of 10,000)"

@@ -110,6 +110,18 @@ def test_other_colours_and_sizes_are_read(worker, some, mode):
     assert answers[1]["label"] == worker(torchserve.png(some.images[0]))[0][0]["label"]
 
 
+def test_pictures_are_turned_as_their_camera_held_them_and_16_bits_of_grey_are_scaled(worker, some):
+    upright = Image.open(io.BytesIO(torchserve.png(some.images[0])))
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    ramp = np.linspace(0, 255, 32 * 32).astype(np.uint16).reshape(32, 32)
+    grey, deep = Image.fromarray(ramp.astype(np.uint8)), Image.fromarray(ramp * 257)
+    answers, statuses = worker(_file(upright), _file(turned, exif=exif), _file(grey), _file(deep))
+    assert statuses == {}
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3]
+
+
 def test_what_is_no_picture_is_refused_and_the_others_are_answered(worker, some):
     good = torchserve.png(some.images[0])
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8))

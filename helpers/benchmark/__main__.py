@@ -18,6 +18,7 @@ from accelerate.utils import parse_flag_from_env
 
 from helpers.benchmark import page, results, speed
 from helpers.benchmark.bench import Bench, Job, finished, plan, run_all, run_beside
+from helpers.benchmark.recipe import EVERYWHERE
 from helpers.benchmark.recipes import NETWORKS
 from helpers.benchmark.run import remeasure, run, scan
 from helpers.data import HOME
@@ -105,10 +106,10 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         choices=("cpu", "gpu"),
         default="cpu",
-        help="gpu: recipes that say how long a GPU can train them, for so long; asks for --out",
+        help="gpu: recipes that say how long a GPU can train them, for so long",
     )
     line.add_argument(
-        "--formats", nargs="+", default=(), help="measure these file formats alone, as torch; the rest later"
+        "--formats", nargs="+", default=(), choices=EVERYWHERE, help="measure these alone; the rest later"
     )
     line.add_argument(
         "--data", default="cifar10", choices=("cifar10", "digits"), help="digits is a trial; asks for --out"

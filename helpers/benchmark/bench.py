@@ -64,8 +64,9 @@ class Bench:
 
     @property
     def work(self) -> Path:
-        """Return the folder of unfinished runs and of networks that are not shipped."""
-        return (self.out or HOME / "build") / "benchmark"
+        """Return the folder of unfinished runs and of networks not shipped; trials have their own."""
+        trial = ["digits"] * self.trial + [f"{self.epochs}_epochs"] * bool(self.epochs)
+        return (self.out or HOME / "build") / "-".join(["benchmark", *trial])
 
     def target(self, name: str, seed: int) -> Path:
         """Return where the network of a recipe and a seed is kept."""

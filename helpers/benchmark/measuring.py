@@ -90,7 +90,9 @@ def _write(
     some, few = split.take(slice(0, 200)), data.train.take(slice(0, 500))
     if form == "onnx int8":  # from the file that is there; a network trained for seconds rounds badly
         least = 0.0 if bench.trial else AGREEMENT
-        return export.quantize_onnx(files["onnx"], folder / "int8.onnx", few, some, agreement=least)
+        return export.quantize_onnx(
+            files.get("onnx", model), folder / "int8.onnx", few, some, agreement=least
+        )
     suffix, write, settings = WRITERS[form]
     settings = settings | ({"calibration": few} if "int8" in settings else {})
     return write(model, folder / f"{form.replace(' ', '_')}{suffix}", some, **settings)

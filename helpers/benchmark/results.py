@@ -118,7 +118,7 @@ def read(name: TableName, folder: AnyPath = PUBLISHED) -> pd.DataFrame:
 
 def latest(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Return the last row of each network, seed and format."""
-    return read("networks", folder).drop_duplicates(["network", "seed", "format"], keep="last")
+    return read("networks", folder).drop_duplicates(["network", "seed", "format", "data"], keep="last")
 
 
 def known(folder: Path) -> pd.DataFrame:
@@ -258,6 +258,7 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
     """
     rows = []
     for (name, form), same in beside(names, folder).groupby(["network", "format"], sort=False):
+        same = same.sort_values("seed")
         first, mean, seeds = same.iloc[0], same.mean(numeric_only=True), len(same)
         if formats and form not in formats:
             continue

@@ -58,7 +58,8 @@ def make(recipe: Recipe, path: Path, data: Data, seed: int, bench: Bench, known:
     else:
         model = fresh(recipe.start, len(data.classes), 0.25 if bench.trial else 1.0)
     prepared = recipe.prepare(data, model, seed)
-    model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench), bench.trial))
+    with results.state().main_process_first():  # of several processes one scans, the others read its rows
+        model = recipe.change(model, Lab(prepared, lambda: scan(recipe.start, "channel", bench), bench.trial))
     known = known | {"pictures": len(prepared.train), "seconds": 0}
     model.to(results.state().device)
     if results.state().is_main_process:
@@ -92,7 +93,10 @@ def train(model: nn.Module, recipe: Recipe, data: Data, job: Job, bench: Bench) 
 
 def recorded(recipe: Recipe, teacher: nn.Module, split: Split, bench: Bench) -> Split:
     """Return pictures with the teacher's answers; they are kept for the next recipe that asks the same."""
-    asked = digest({"labels": split.labels}, f"{bench.mark(recipe.teacher)} {recipe.told.__qualname__}")
+    asked = digest(
+        {"images": split.images, "labels": split.labels},
+        f"{bench.mark(recipe.teacher)} {recipe.told.__qualname__}",
+    )
     path = bench.work / "answers" / f"{asked[:16]}.npy"
     if not path.exists():
         logits = distillation.record(teacher.to(results.state().device), split)
@@ -137,9 +141,14 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
     """Measure a network that is there or shipped anew, without training: for times from one processor."""
     rows = results.known(bench.results)
     own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
-    path = bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name)
+    first = seed == NETWORKS[name].seeds[0]  # whose network may also be a shipped one
+    path = (
+        bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name) if first else None
+    )
     if own.empty or path is None:
         raise ValueError(f"name must be of a network that has rows and a file, got {name!r} with seed {seed}")
     row = own.iloc[-1][[*KEPT]].astype(object).fillna("").to_dict()
     recipe = NETWORKS[name]
-    record(row, path, recipe, recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed), bench)
+    data = recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed)
+    if results.state().is_main_process:
+        record(row, path, recipe, data, bench)

@@ -97,6 +97,9 @@ class PictureHandler:
                     413, f"the picture has {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
                 )
             height, width = self.settings["size"]
+            image = ImageOps.exif_transpose(image)  # as its camera held it
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
+                image = image.point(lambda value: value / 257).convert("L")
             image = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BILINEAR)
         except self.Refused:
             raise

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-_NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115 -- never closed: a library may keep it for its log
+_NOWHERE = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 -- never closed: a library may keep it for its log
 
 PACKAGES = {
     "coremltools": "coremltools>=9,<10 numpy>=2.0,<2.4",

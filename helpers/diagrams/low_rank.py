@@ -66,7 +66,7 @@ def product(matrix: Tensor, rank: int, numbers: str = "") -> Figure:
     """
     u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
     left, right = u[:, :rank] * s[:rank].sqrt(), s[:rank, None].sqrt() * vt[:rank]
-    sign = left[:, :1].sum().sign()  # of a pair of vectors it is free: the first is drawn positive
+    sign = 1 if left[:, 0].sum() >= 0 else -1  # of a pair of vectors it is free: the first is drawn positive
     left, right = left * sign, right * sign
     parts = [("W", matrix, "="), ("U", left, "·"), ("V", right, "+"), ("W - UV", matrix - left @ right, "")]
     (rows, columns), side = matrix.shape, 2.6 / max(matrix.shape)
