@@ -164,9 +164,12 @@ def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def sensitivity(scan: pd.DataFrame) -> Figure:
-    """Draw how many points each layer's pruning alone costs, as it falls out and recalibrated, as heat maps.
+    """Draw how many points each layer's pruning alone costs, right after it and recalibrated, as heat maps.
     ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, correct, recalibrated_correct."""
-    titles = {"correct": "points lost, as it falls out", "recalibrated_correct": "points lost, recalibrated"}
+    titles = {
+        "correct": "points lost, right after the cut",
+        "recalibrated_correct": "points lost, recalibrated",
+    }
     size = 8.4, 1.1 + 0.26 * scan["layer"].nunique()
     figure, grid = panels(size, *({"title": title} for title in titles.values()), sharey=True)
     for axes, column in zip(grid, titles, strict=True):
@@ -262,7 +265,8 @@ def trade_off(
 def formats(table: pd.DataFrame) -> Figure:
     """Draw size, latency with quartiles, and agreement of networks in several formats.
     ``table`` has a row per network and format: network, format, bytes, latency_ms, latency_low_ms,
-    latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured."""
+    latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured. If it
+    has a column ``note``, its words stand at the latency: what was timed beside the network."""
     figure, grid = panels(
         (11, 3.8),
         {"xscale": "log", "xlabel": "file (MB, log)"},
@@ -278,6 +282,10 @@ def formats(table: pd.DataFrame) -> Figure:
         grid[0].plot(rows["bytes"] / 1e6, place, "o", color=color, label=network)
         grid[1].errorbar(middle, place, xerr=whiskers, fmt="o", color=color, capsize=2)
         grid[2].plot(rows["agreeing"], place, "o", color=color)
+        for at, row, words in zip(middle, place, rows.get("note", ""), strict=False):
+            if words:
+                beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+                grid[1].annotate(words, (at, row), fontsize=8, bbox=ON_WHITE, **beside)
     for axes, column in zip(grid[1:], ("latency_ms", "agreeing"), strict=True):
         known = table.groupby("format", sort=False)[column].count()
         for name in known.index[known == 0]:
@@ -286,6 +294,7 @@ def formats(table: pd.DataFrame) -> Figure:
     most, fewest = table["total"].max(), table["agreeing"].min()
     grid[2].set_xlim(fewest - 0.2 * (most - fewest) - 0.1, most + 0.05 * (most - fewest) + 0.1)
     grid[2].xaxis.get_major_locator().set_params(integer=True)
+    figure.get_layout_engine().set(wspace=0.06)  # the last number of an axis beside the first of the next
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 

@@ -442,4 +442,7 @@ def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
         (2, "not measured here"),
     ]
     assert [text.get_position()[1] for text in same.texts] == [2]
+    noted = pd.DataFrame(rows, columns=names).assign(total=200, note=["with decoding", "", "", "", "", ""])
+    (words,) = [text for text in plotting.formats(noted).axes[1].texts if text.get_text() == "with decoding"]
+    assert words.xy == (11, -0.12)
     assert all(same.get_xlim()[0] < count < same.get_xlim()[1] for count in (198, 200))

@@ -338,26 +338,33 @@ def test_no_archive_no_java_no_server(archive, tmp_path, monkeypatch):
         pass
 
 
-# -- LitServe, as notebook 05 writes it ------------------------------------------------------------------------------
+# -- LitServe, of which notebook 05 shows two methods ----------------------------------------------------------------
 
 
-def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some, tmp_path):
+def test_the_notebook_shows_methods_of_the_litserve_server_as_they_are():
+    cells = nbformat.read(HOME / "notebooks" / "05_deployment.ipynb", as_version=4).cells
+    (block,) = (
+        found
+        for cell in cells
+        for found in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
+        if "decode_request" in found
+    )
+    server = ast.parse((HOME / "helpers" / "deploy" / "litserver.py").read_text())
+    there = {node.name: node for node in ast.walk(server) if isinstance(node, ast.FunctionDef)}
+    shown = ast.parse(block).body
+    assert [node.name for node in shown] == ["decode_request", "predict"]
+    for node in shown:  # but for its docstring
+        assert list(map(ast.unparse, node.body)) == list(map(ast.unparse, there[node.name].body[1:]))
+
+
+def test_the_litserve_server_answers_and_refuses(archive, model, some, tmp_path):
     if importlib.util.find_spec("litserve") is None:
         pytest.skip(
             "LitServe is not installed: pip install litserve (notebook 05 shows how it serves a file; nothing else needs it)"
         )
-    cells = nbformat.read(HOME / "notebooks" / "05_deployment.ipynb", as_version=4).cells
-    block = next(
-        found
-        for cell in cells
-        for found in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
-        if "litserve.LitServer" in found
-    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert block.count("port=8000") == 1
-    (tmp_path / "server.py").write_text(block.replace("port=8000", f"port={port}"))
     export.to_onnx(model, tmp_path / "small.onnx", some)
     shutil.copy(archive, tmp_path / "small.mar")
     address = f"http://127.0.0.1:{port}"
@@ -377,7 +384,11 @@ def test_the_notebooks_litserve_server_answers_and_refuses(archive, model, some,
             "PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
         }
         process = subprocess.Popen(
-            [sys.executable, "server.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "helpers.deploy.litserver", str(tmp_path), f"--port={port}"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
         try:
             for _ in range(240):

@@ -1,4 +1,4 @@
-"""Figures of lesson 06: times at real picture sizes, a queue's tail, bills in parts, what to try first."""
+"""Figures of lesson 06: what to try first, times at a real picture size, bills in parts, a queue's tail."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, rows_down
 
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
-    ("Does it fit, and\nis the bill small?", "leave it alone"),
-    ("Does it in int8,\nwithin the loss?", "round it:\n2 days"),
-    ("Does a small one,\nin int8,\nwithin the loss?", "train that:\n10 days"),
-    ("Does the full\npipeline,\nwithin the loss?", "the full pipeline:\n20 days"),
+    ("fits as it is,\nbill small?", "leave it alone"),
+    ("fits in int8,\nbill small?", "round it:\n2 days"),
+    ("fits as a small\nnetwork in int8,\nbill small?", "train that:\n10 days"),
+    ("fits after the\nfull pipeline?", "the full pipeline:\n20 days"),
 )
 
 
@@ -37,35 +37,22 @@ def decision_tree() -> Figure:
     return figure
 
 
-def sizes(table: pd.DataFrame) -> Figure:
-    """Draw latency against the side of the picture, a line per network, with MACs' growth beside it.
+def speedups(table: pd.DataFrame) -> Figure:
+    """Draw how many times faster networks are than one that all are compared with.
 
     Args:
-        table: index: side in pixels; a column of latencies in ms per network.
+        table: a row per network; a column of ratios per size of the pictures, drawn as a bar each.
     """
-    figure, (left, right) = panels(
-        (8.4, 3.2),
-        {
-            "xlabel": "side of the picture (pixels)",
-            "ylabel": "ms, 1 thread",
-            "xscale": "log",
-            "yscale": "log",
-        },
-        {
-            "xlabel": "side of the picture (pixels)",
-            "title": f"times as long as at {table.index[0]} pixels",
-            "xscale": "log",
-        },
-    )
-    for (name, times), marker in zip(table.items(), "osD^", strict=False):
-        left.plot(table.index, times, f"{marker}-", label=name)
-        right.plot(table.index, times / times.iloc[0], f"{marker}-", label=name)
-    right.plot(table.index, (table.index / table.index[0]) ** 2, "--", color=GRAY, label="pixels")
-    right.legend()
-    for axes in (left, right):
-        axes.set_xticks(table.index, [f"{side}" for side in table.index])
-        axes.minorticks_off()
-    left.yaxis.set_major_formatter("{x:g}")
+    figure, (axes,) = panels((7.6, 1.0 + 0.5 * len(table)), {"xlabel": "times faster than VGG-19 in float32"})
+    height = 0.8 / table.shape[1]
+    for index, ((size, ratios), color) in enumerate(zip(table.items(), (GRAY, BLUE), strict=False)):
+        places = [row + (index + 0.5) * height - 0.4 for row in range(len(table))]
+        drawn = axes.barh(places, ratios, height, color=color, label=size)
+        axes.bar_label(drawn, fmt=" %.1f", fontsize=8)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    axes.margins(x=0.1)
+    rows_down(axes, table.index)
+    axes.legend()
     return figure
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, from_numpy, nn
@@ -16,7 +17,7 @@ from helpers import profiling
 from helpers.data import HOME, Split, batches
 from helpers.deploy.runtimes import onnx_inference
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, rows_down
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ON_WHITE, ORANGE, bars, panels, rows_down
 
 MOVES = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderOutput", "ReorderInput")
 COMPUTES = ("Conv2d", "Conv", "QLinearConv", "FusedConv", "Linear", "Gemm", "QGemm")
@@ -104,6 +105,8 @@ def calibrations(
 ) -> Figure:
     """Draw what ordinary pictures bring, and what of it each int8 file can hold; the rest is clipped.
 
+    A bar more than twice as tall as any other, such as that of a ReLU's zeros, is cut, its height beside it.
+
     Args:
         seen: {tensor: its values}, a row each.
         ranges: {title of a column: {tensor: lowest and highest value that the file can hold}}.
@@ -112,21 +115,31 @@ def calibrations(
     size = 3.0 * len(ranges), 1.9 * len(seen) + 0.4
     figure, grid = panels(size, *titles, rows=len(seen), sharex="row", sharey="row")
     for row, (tensor, numbers) in enumerate(seen.items()):
+        ends = float(numbers.min()), float(numbers.max())
+        margin = 0.1 * (ends[1] - ends[0])
+        shares, edges = _percent(numbers, numbers, ends)
+        second, tallest = np.sort(shares)[-2:]
+        cut = tallest > 2 * second > 0
         for axes, held in zip(grid[row * len(ranges) :], ranges.values(), strict=False):
             low, high = held[tensor]
-            inside = (numbers >= low) & (numbers <= high)
-            ends = float(numbers.min()), float(numbers.max())
-            margin = 0.1 * (ends[1] - ends[0])
-            edges = {"bins": 60, "range": ends, "log": True, "linewidth": 0}
-            axes.hist(numbers[inside].numpy(), color=BLUE, label="held", **edges)
-            axes.hist(numbers[~inside].numpy(), color=ORANGE, label="clipped", **edges)
+            inside, below = (numbers >= low) & (numbers <= high), 0.0
+            for part, color, label in ((inside, BLUE, "held"), (~inside, ORANGE, "clipped")):
+                percent = _percent(numbers[part], numbers, ends)[0]
+                look = {"align": "edge", "color": color, "label": label, "linewidth": 0}
+                axes.bar(edges[:-1], percent, np.diff(edges), below, **look)
+                below = below + percent
             axes.vlines(held[tensor], 0, 1, GRAY, "--", transform=axes.get_xaxis_transform())
             axes.set_xlim(ends[0] - margin, ends[1] + margin)
-            axes.tick_params(axis="y", which="both", left=False, labelleft=False)
-            steps = (numbers[inside] * 255 / (high - low)).round().unique().numel()
+            axes.set_ylim(0, 1.15 * (second if cut else tallest))
+            if cut:
+                words = f"cut: {tallest:.0f}%"
+                place = edges[shares.argmax() + 1] + 0.1 * margin, 1.12 * second
+                axes.text(*place, words, fontsize=8, va="top", bbox=ON_WHITE)
+            integers = (numbers[inside] * 255 / (high - low)).round().unique().numel()
             clipped = 100 * float((~inside).float().mean())
             share = "< 0.001" if 0 < clipped < 0.001 else f"{clipped:.2g}"
-            axes.set_xlabel(f"{tensor}: {share}% clipped,\n{steps} of 256 steps used", fontsize=9)
+            axes.set_xlabel(f"{tensor}: {share}% clipped,\n{integers} of 256 integers used", fontsize=9)
+        grid[row * len(ranges)].set_ylabel("values (%)", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -223,6 +236,12 @@ def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
 
 
 # -- inside --------------------------------------------------------------------------------------------------
+
+
+# How many of some values fall into each of 60 bins between the ends, in percent of all; and the bins' edges.
+def _percent(some: Tensor, values: Tensor, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    counts, edges = np.histogram(some.numpy(), 60, ends)
+    return 100 * counts / len(values), edges
 
 
 def _spelled(node: object) -> str:

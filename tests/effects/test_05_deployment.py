@@ -100,14 +100,27 @@ def test_diagrams_say_how_many_steps_there_are():
     assert words == ["in PyTorch\n2 steps", "Conv2d", "ReLU", "as it runs\n1 steps", "Conv + Relu"]
 
 
-def test_histograms_say_what_is_clipped_and_how_many_steps_are_used():
+def test_histograms_say_what_is_clipped_and_how_many_integers_are_used():
     seen = torch.tensor([-1.0, 0.0, 1.0, 2.0])
     figure = deployment.calibrations(
         {"x": seen}, {"narrow": {"x": (0.0, 1.0)}, "wide": {"x": (-255.0, 255.0)}}
     )
     narrow, wide = (axes.get_xlabel() for axes in figure.axes)
-    assert narrow == "x: 50% clipped,\n2 of 256 steps used"
-    assert wide == "x: 0% clipped,\n2 of 256 steps used"  # in steps of 2: -0.5, 0 and 0.5 are 0, and 1
+    assert narrow == "x: 50% clipped,\n2 of 256 integers used"
+    assert wide == "x: 0% clipped,\n2 of 256 integers used"  # in steps of 2: -0.5, 0 and 0.5 are 0, and 1
+
+
+def test_histograms_are_shares_and_a_bar_twice_as_tall_as_any_other_is_cut():
+    seen = {"relu": torch.tensor([0.0] * 60 + [1.0] * 10 + [2.0] * 20 + [3.0] * 10)}
+    (axes,) = deployment.calibrations(seen, {"narrow": {"relu": (0.0, 2.5)}}).axes
+    held, clipped = ([bar.get_height() for bar in drawn if bar.get_height()] for drawn in axes.containers[:2])
+    assert (held, clipped) == ([60, 10, 20], [10])
+    assert axes.get_ylim() == pytest.approx((0, 23))
+    assert [text.get_text() for text in axes.texts] == ["cut: 60%"]
+    seen = {"even": torch.tensor([0.0, 1.0, 1.0])}
+    (axes,) = deployment.calibrations(seen, {"narrow": {"even": (0.0, 1.0)}}).axes
+    assert axes.get_ylim()[1] == pytest.approx(1.15 * 200 / 3)
+    assert not axes.texts
 
 
 def test_memory_is_stacked_part_by_part():
