@@ -11,6 +11,7 @@ from helpers.benchmark.__main__ import MORE, parser
 from helpers.benchmark.recipes import NETWORKS
 from helpers.data import HOME
 from helpers.distillation import DistillationLoss
+from helpers.evaluation import paired
 from helpers.low_rank import factorize
 from helpers.maintain.series import notebooks
 from helpers.pruning import GradualPruner, PolynomialSchedule
@@ -123,6 +124,10 @@ def test_every_measured_number_outside_the_table_is_in_the_results():
     whole = table.loc[("teacher", "onnx")]
     computed |= {f"{whole['bytes'] / 1e6:.1f} MB"}
     computed |= {"170 MB", "9 GB", "3 GB", "10,000 test pictures"}  # of other people's files
+    best, ours = (results.row(name, "onnx int8") for name in ("baseline", "fast_convnet_2m_zeros70"))
+    pair = paired(results.answers(ours), results.answers(best), results.labels())
+    assert f"has {best['correct']:,} right in int8" in outside
+    assert f"{-pair.points:.2f} points behind, p {pair.p_value:.2g}" in outside
     claims = re.findall(r"\d[\d,.]* (?:times \w+|of 10,000|MB|GB)", outside)
     assert claims
     for claim in claims:
