@@ -41,6 +41,7 @@ class _StayError(ValueError):
 
 
 @checked
+@torch.inference_mode(False)  # the graph is read off autograd's, which this mode switches off for good
 def prune_channels(
     model: Network,
     example: tensor(),

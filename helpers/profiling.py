@@ -127,7 +127,7 @@ def count_parameters(model: nn.Module) -> int:
 @checked
 def count_macs(model: Network, input_shape: Shape = PICTURE) -> int:
     """Return the multiply-accumulates of one forward pass: half the FLOPs of its matrix products."""
-    with evaluating(model), counted() as counter:
+    with evaluating(model), counted(model) as counter:
         forward(model, example_of(model, input_shape))
     return counter.get_total_flops() // 2
 

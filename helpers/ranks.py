@@ -74,12 +74,16 @@ def factorizable(model: Network, skip: Names = ()) -> dict[str, nn.Module]:
     read = {part for module in model.modules() if isinstance(module, readers) for part in module.children()}
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in (nn.Conv2d, nn.Linear)}
     known("skip", skip, layers)
+    left_alone = {id(layers[name].weight) for name in skip}  # also where another layer has the same weights
+    chosen = {name: layer for name, layer in layers.items() if id(layer.weight) not in left_alone}
     owners: dict[int, str] = {}
-    for name, layer in layers.items():
+    for name, layer in chosen.items():
         owner = owners.setdefault(id(layer.weight), name)
-        if owner != name and name not in skip:
-            raise ValueError(f"skip must name {name}, which shares its weights with {owner}")
-    return {name: layer for name, layer in layers.items() if name not in skip and layer not in read}
+        if owner != name:
+            raise ValueError(
+                f"skip must name {name}, which shares its weights with {owner}: both stay whole then"
+            )
+    return {name: layer for name, layer in chosen.items() if layer not in read}
 
 
 @torch.no_grad()

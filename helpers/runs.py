@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -48,7 +49,7 @@ def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
         run = partial(layer, *inputs, **named)
         found.append(Call(name, layer, run, shape, macs, [], len(found) - first))
 
-    with torch.no_grad(), counted() as counter, hooked(modules, leave, enter):
+    with torch.no_grad(), counted(network) as counter, hooked(modules, leave, enter):
         forward(network, example_of(model, input_shape))
     first_runs = {call.name: call for call in reversed(found)}
     seen: set[int] = set()
@@ -93,15 +94,29 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def counted() -> Iterator[FlopCounterMode]:
-    """Count FLOPs; attention as its matrix products, since those of fused kernels are not counted."""
-    with plain_attention(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        yield counter
+def counted(model: nn.Module) -> Iterator[FlopCounterMode]:
+    """Count FLOPs; attention and LSTMs as their matrix products: those of fused kernels are not counted."""
+    with ExitStack() as plainly:
+        if any(isinstance(layer, nn.LSTM) for layer in model.modules()):
+            plainly.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # flags() warns of what it sets
+            plainly.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            plainly.enter_context(torch.backends.cudnn.flags(enabled=False))
+        plainly.enter_context(plain_attention())
+        plainly.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield plainly.enter_context(FlopCounterMode(display=False))
 
 
 def laid_out(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode, channels last: networks must not differ in time by their weights' order."""
-    return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    return channels_last(copy.deepcopy(model).eval())
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay out the weights of ``model`` in place, channels last, unless 3-D convolutions forbid it."""
+    if any(each.ndim == 5 for each in (*model.parameters(), *model.buffers())):
+        return model
+    return model.to(memory_format=torch.channels_last)
 
 
 @checked

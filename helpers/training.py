@@ -22,6 +22,7 @@ from helpers.data import Data, batches
 from helpers.evaluation import Accuracy, Precision, autocast, evaluate, predict
 from helpers.muon import Muon
 from helpers.networks import fixed, logits_of, outputs, refusing
+from helpers.runs import channels_last
 from helpers.types import (
     Count,
     NotNegative,
@@ -80,7 +81,7 @@ def fit(
     # 1. Everything moves to the device once: the model, the teacher if the loss has one, the pictures.
     for module in (model, loss):
         if isinstance(module, nn.Module):
-            module.to(device, memory_format=torch.channels_last)
+            channels_last(module.to(device))
     train, validation = data.train.to(device), data.validation.to(device)
     raw = _optimizer(model, optimizer, lr, momentum, weight_decay)
     wrapped, stepper = accelerator.prepare(model, raw)

@@ -271,6 +271,17 @@ def test_layers_that_keep_their_channels_because_more_depends_on_them_are_named(
     assert outputs(smaller, "patches", "up", "down") == [16, 16, 16]
 
 
+def test_in_inference_mode_channels_go_as_well():
+    model, example = models.build("tiny_convnet", width=0.25), torch.zeros(1, 3, 32, 32)
+    with torch.inference_mode():
+        inside = prune_channels(model, example, 0.5)
+    outside = prune_channels(model, example, 0.5)
+    assert all(
+        torch.equal(one, other) for one, other in zip(inside.parameters(), outside.parameters(), strict=True)
+    )
+    assert not any(one.is_inference() for one in inside.parameters())
+
+
 def test_layers_that_share_one_weight_are_named():
     model = between(nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1))
     model[4].weight = model[2].weight

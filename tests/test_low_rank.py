@@ -515,6 +515,8 @@ def test_a_module_used_under_two_names_is_split_under_both():
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="skip must name 1, which shares its weights with 0"):
         factorize(tied, 0.5)
+    whole = nn.Sequential(*tied, nn.Linear(20, 20))
+    assert list(low_rank.factorizable(whole, ["1"])) == ["2"]  # splitting 0 would keep the weights alive in 1
 
 
 def test_arguments_that_contradict_each_other():

@@ -94,6 +94,32 @@ def test_attention_worked_by_hand(latency):
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+def test_recurrent_layers_and_3d_convolutions_worked_by_hand():
+    class Sequences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.head = (
+                nn.LSTM(16, 24, batch_first=True, bidirectional=True),
+                nn.Linear(48, 10),
+            )
+
+        def forward(self, images):
+            return self.head(self.recurrent(images.flatten(1).view(len(images), -1, 16))[0][:, -1])
+
+    class Volumes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.volume, self.head = nn.Conv3d(1, 16, 3, stride=(3, 2, 2), padding=1), nn.Linear(16, 10)
+
+        def forward(self, images):
+            return self.head(self.volume(images[:, None]).mean((2, 3, 4)))
+
+    table = profiling.profile(Sequences()).set_index("layer")
+    assert table.loc["recurrent", "macs"] == 192 * 2 * 4 * 24 * (16 + 24)  # steps, directions, gates
+    assert profiling.count_macs(Sequences()) == table["macs"].sum() == 192 * 2 * 4 * 24 * 40 + 48 * 10
+    assert profiling.profile(Volumes()).set_index("layer").loc["volume", "macs"] == 16 * 16 * 16 * 27
+
+
 def test_a_module_with_parts_is_timed_without_them(monkeypatch):
     class Scaled(nn.Module):
         def __init__(self):

@@ -391,7 +391,7 @@ def test_the_litserve_server_answers_and_refuses(archive, model, some, tmp_path)
             stderr=log,
         )
         try:
-            for _ in range(240):
+            for _ in range(1_200):  # ends when the server answers: on a busy machine that takes minutes
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 try:
                     urllib.request.urlopen(f"{address}/health", timeout=5).close()

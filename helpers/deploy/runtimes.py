@@ -68,11 +68,21 @@ def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix:
 
     Raises:
         ImportError: the runtime is not installed; the message says how to.
+        ValueError: the runtime cannot read the file.
     """
-    path = existing(path, *(() if suffix else RUNTIMES))
+    path, threads = existing(path, *(() if suffix else RUNTIMES)), thread_count(threads)
     package, _, opened = RUNTIMES[suffix or path.suffix]
     with quiet(), needs(package):
-        return opened(path, thread_count(threads))
+        try:
+            return opened(path, threads)
+        except ImportError:
+            raise
+        except Exception as error:  # each runtime has its own kinds
+            said = str(error).partition("\n")[0][:200]
+            text = (
+                f"{path} cannot be read by {package} ({said}). Way out: write it anew, with helpers.export."
+            )
+            raise ValueError(text) from error
 
 
 onnx_session = open_session

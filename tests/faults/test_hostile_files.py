@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from helpers import models, pruning
 from helpers.data import CIFAR10_FOLDER, DataError, load_data
+from helpers.export import logits
 from helpers.files import CheckpointError, digest, read_safetensors
 from helpers.storage import unpack
 from helpers.training import fit
@@ -313,3 +314,11 @@ def test_headers_that_claim_terabytes_take_no_memory(files, tmp_path):
         [sys.executable, "-c", textwrap.dedent(LIMITED), *paths], capture_output=True, text=True, timeout=100
     )
     assert done.stdout.splitlines() == ["True CheckpointError"] * len(paths), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite", ".pte"])
+def test_an_exported_file_that_no_runtime_can_read_is_named(suffix, tmp_path):
+    path = tmp_path / f"network{suffix}"
+    path.write_bytes(b"x" * 300)
+    with pytest.raises(ValueError, match=rf"network{suffix} cannot be read by .*Way out: write it anew"):
+        logits(path, digits().test)
