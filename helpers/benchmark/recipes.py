@@ -135,10 +135,16 @@ COMPRESSED = {
         2,
         callbacks=gradual(0.95, end=0.3),
         file="vgg19_zeros95",
-        label="pruned, 95% zeros",
-        claimed=PRUNED,
     ),
-    "zeros95_patient": slowly(0.01, 3, start="zeros95", callbacks=gradual(0.95), **FRESH),
+    "zeros95_patient": slowly(
+        0.01,
+        3,
+        start="zeros95",
+        callbacks=gradual(0.95),
+        label="pruned, 95% zeros, for longer",
+        claimed=PRUNED,
+        **FRESH,
+    ),
     "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the four below
     **{
         f"zeros{percent}_fresh": slowly(
