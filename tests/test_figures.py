@@ -11,6 +11,7 @@ import torch
 mpl.use("Agg")
 
 from helpers import business, models, plotting, profiling, widgets
+from helpers.diagrams import decisions
 from helpers.evaluation import Paired
 
 CLASSES = ("cat", "dog", "ship")
@@ -395,6 +396,14 @@ def test_differences_are_drawn_with_the_interval_of_their_pairs():
     )  # 1.96 times 20, 10
     assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "worse"]
     assert [text.get_text() for text in axes.texts] == ["+1.99", "-0.99"]
+
+
+def test_speed_ups_stand_side_by_side_for_each_size():
+    table = pd.DataFrame({"32 pixels": [4.0, 14.0], "224 pixels": [3.0, 10.0]}, index=["int8", "small"])
+    axes = decisions.speedups(table).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [4, 14, 3, 10]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["int8", "small"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["32 pixels", "224 pixels"]
 
 
 def test_the_waterfall_shows_what_each_step_takes_away():

@@ -145,17 +145,23 @@ COMPRESSED = {
         claimed=PRUNED,
         **FRESH,
     ),
-    "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the four below
+    "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the three below
     **{
         f"zeros{percent}_fresh": slowly(
             0.01,
             2,
             callbacks=gradual(percent / 100, end=0.3),
-            label=f"pruned, {percent}% zeros",
-            **FRESH | ZEROS,
+            **FRESH | OWN,
         )
-        for percent in (90, 95, 98, 99)
+        for percent in (90, 95, 98)
     },
+    **{  # twice as long, with answers given once
+        f"zeros{percent}": slowly(
+            0.01, 2, callbacks=gradual(percent / 100, end=0.3), label=f"pruned, {percent}% zeros", **ZEROS
+        )
+        for percent in (98, 99)
+    },
+    "zeros98_patient": slowly(0.01, 2, start="zeros95", callbacks=gradual(0.98, end=0.3), **FRESH),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
