@@ -161,7 +161,6 @@ COMPRESSED = {
         )
         for percent in (98, 99)
     },
-    "zeros98_patient": slowly(0.01, 2, start="zeros95", callbacks=gradual(0.98, end=0.3), **FRESH),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
