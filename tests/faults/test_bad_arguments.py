@@ -66,6 +66,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "data.Split.to": "takes what PyTorch takes",
     "channel_graph.*": "behind channels, which checks",
     "deploy.handler.*": "runs inside TorchServe, which has none of our packages",
+    "deploy.litserver.*": "LitServe calls it, with what a request holds",
     "deploy.mil.Program": "behind deploy.coreml, which checks",
     "deploy.runtimes.*": "behind export and deploy.measures, which check",
     "deploy.torchserve.Server": "made by serving",
