@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 def fresh():
     names = cell("def block")
     names["data"] = type("Data", (), {"classes": "abcdef"})
-    return names["make_student"]()
+    return names["make_small"]()
 
 
 @pytest.fixture(scope="module")
