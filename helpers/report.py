@@ -54,10 +54,7 @@ def verdict(
     """Say what ``choose`` ships, and how it compares with the first row.
 
     Args:
-        table: as in ``choose``, and so are budget, tolerance and least.
-        budget: see there.
-        tolerance: see there.
-        least: see there.
+        table, budget, tolerance, least: as in ``choose``.
         beside: the file to beat, such as the first network's int8 file: compared with before the first row.
     """
     first, ships = table.iloc[0], choose(table, budget, tolerance, least)

@@ -130,12 +130,7 @@ STUDENTS = {
 FRESH = {"recorded": False, "fit": {"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8}}
 ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
-    "zeros95": slowly(
-        0.01,
-        2,
-        callbacks=gradual(0.95, end=0.3),
-        file="vgg19_zeros95",
-    ),
+    "zeros95": slowly(0.01, 2, callbacks=gradual(0.95, end=0.3), file="vgg19_zeros95"),
     "zeros95_patient": slowly(
         0.01,
         3,
@@ -147,12 +142,7 @@ COMPRESSED = {
     ),
     "whole_fresh": slowly(0.01, 2, **FRESH | OWN),  # the control of the three below
     **{
-        f"zeros{percent}_fresh": slowly(
-            0.01,
-            2,
-            callbacks=gradual(percent / 100, end=0.3),
-            **FRESH | OWN,
-        )
+        f"zeros{percent}_fresh": slowly(0.01, 2, callbacks=gradual(percent / 100, end=0.3), **FRESH | OWN)
         for percent in (90, 95, 98)
     },
     **{  # twice as long, with answers given once
