@@ -145,12 +145,27 @@ COMPRESSED = {
         f"zeros{percent}_fresh": slowly(0.01, 2, callbacks=gradual(percent / 100, end=0.3), **FRESH | OWN)
         for percent in (90, 95, 98)
     },
-    **{  # twice as long, with answers given once
-        f"zeros{percent}": slowly(
-            0.01, 2, callbacks=gradual(percent / 100, end=0.3), label=f"pruned, {percent}% zeros", **ZEROS
-        )
-        for percent in (98, 99)
-    },
+    # twice as long, with answers given once
+    "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
+    # from one to the next, with fresh answers
+    "zeros98_patient": slowly(
+        0.01,
+        3,
+        start="zeros95",
+        callbacks=gradual(0.98, end=0.3),
+        label="pruned, 98% zeros, for longer",
+        claimed=PRUNED,
+        **FRESH,
+    ),
+    "zeros99": slowly(
+        0.01,
+        2,
+        start="zeros98_patient",
+        callbacks=gradual(0.99, end=0.3),
+        label="pruned, 99% zeros",
+        claimed=PRUNED,
+        **FRESH,
+    ),
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
@@ -170,6 +185,15 @@ COMPRESSED = {
         recorded=False,
         fit=MUON | {"lr": 0.015, "batch_size": 250, "cutout": 8},
         label="low rank, by the better scheme",
+        claimed=LOW_RANK,
+    ),
+    "spatial7_longer": on(
+        0.02,
+        8,
+        start="spatial7",
+        recorded=False,
+        fit=MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8},
+        label="low rank, for longer",
         claimed=LOW_RANK,
     ),
     "one_call": on(0.015, 8, change=rank(7, 4), callbacks=gradual(0.6, end=0.5)),  # all three in one call
