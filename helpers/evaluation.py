@@ -106,7 +106,8 @@ def recalibrate(
 
     Args:
         model: maps normalised images to logits; not changed. Without batch normalisation the copy equals it.
-        split: some hundred training pictures.
+        split: some hundred pictures as it was shown in training; if they lean to one side and it saw them
+            mirrored, too, both.
         batch_size: pictures at a time. A last, smaller batch is left out; fewer pictures are one batch.
         precision: as in ``evaluate``.
     """

@@ -177,15 +177,13 @@ COMPRESSED = {
         label="fewer channels, 75% zeros",
         claimed=COMBINED,
     ),
-    "rank7": on(0.015, 2, change=rank(7, 4), label="low rank", claimed=LOW_RANK),
+    "rank7": on(0.015, 2, change=rank(7, 4)),
     "spatial7": on(
         0.015,
         5,
         change=rank(7, 4, scheme="auto", pictures=None),
         recorded=False,
         fit=MUON | {"lr": 0.015, "batch_size": 250, "cutout": 8},
-        label="low rank, by the better scheme",
-        claimed=LOW_RANK,
     ),
     "spatial7_longer": on(
         0.02,
@@ -193,7 +191,7 @@ COMPRESSED = {
         start="spatial7",
         recorded=False,
         fit=MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8},
-        label="low rank, for longer",
+        label="low rank",
         claimed=LOW_RANK,
     ),
     "one_call": on(0.015, 8, change=rank(7, 4), callbacks=gradual(0.6, end=0.5)),  # all three in one call
