@@ -19,7 +19,7 @@ from helpers.training import fit
 from helpers.types import Seed, checked
 
 T = TypeVar("T")
-Budget = Literal["quick", "full"]
+Budget = Literal["brief", "quick", "full"]
 TEACHER = HOME / "data" / "checkpoints" / "vgg19.safetensors"
 ANSWERS = TEACHER.with_name("vgg19_answers.npz")  # its logits for the training pictures, by maintain.answers
 FAST = {  # how ``fit`` trains the small network of the live cells
@@ -39,7 +39,8 @@ class Lesson:
     """What every notebook starts from.
 
     Attributes:
-        budget: "quick" (a laptop, minutes) or "full" (far longer, on a GPU).
+        budget: "quick" (a laptop, minutes) or "full" (far longer, on a GPU); "brief" is as long as on digits,
+            whatever the pictures: to test a lesson.
         data: CIFAR-10, or digits where it cannot be had.
     """
 
@@ -48,8 +49,9 @@ class Lesson:
 
     @checked
     def pick(self, *, digits: T, quick: T, full: T) -> T:
-        """Return the value for this data set and budget; digits is the same in both."""
-        return digits if self.data.name == "digits" else quick if self.budget == "quick" else full
+        """Return the value for this data set and budget; digits is the same in all."""
+        budget = "brief" if self.data.name == "digits" else self.budget
+        return {"brief": digits, "quick": quick, "full": full}[budget]
 
     @checked
     def publish(self, figure: Figure, name: str) -> None:
@@ -113,13 +115,14 @@ def open_lesson(budget: Budget = "quick") -> Lesson:
 
     Args:
         budget: the environment variable ``NNC_BUDGET`` overrides it, ``NNC_DATA`` the data set;
-            ``NNC_PICTURES`` leaves the first training pictures alone, as many as it says: to test a lesson.
+            ``NNC_PICTURES`` leaves each split's first pictures alone, as many as it says: to test a lesson.
     """
     torch.manual_seed(0)
     plotting.theme()
     data = load_data(os.environ.get("NNC_DATA") or "auto")
     if few := os.environ.get("NNC_PICTURES"):
-        data = replace(data, train=data.train.take(slice(0, int(few))))
+        first, parts = slice(0, int(few)), ("train", "validation", "test")
+        data = replace(data, **{part: getattr(data, part).take(first) for part in parts})
     lesson = Lesson(os.environ.get("NNC_BUDGET") or budget, data)
     gpu = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else gpu.type.upper() if gpu else "CPU"

@@ -1,5 +1,7 @@
 """What a notebook's set-up cell hands out besides the data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,13 @@ def test_a_student_is_whitened_and_the_seed_decides_about_the_rest(digits):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert torch.equal(first.features[0].weight, other.features[0].weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def test_digits_are_trained_on_as_long_in_every_budget_and_all_pictures_are_when_brief(digits):
+    pictures = replace(digits, name="cifar10")
+    length = {"digits": 1, "quick": 2, "full": 3}
+    assert [Lesson(budget, digits).pick(**length) for budget in ("brief", "quick", "full")] == [1, 1, 1]
+    assert [Lesson(budget, pictures).pick(**length) for budget in ("brief", "quick", "full")] == [1, 2, 3]
 
 
 def test_on_digits_the_answers_are_the_teachers(digits, monkeypatch):
@@ -53,5 +62,6 @@ def test_few_pictures_come_with_their_own_answers(cifar10, monkeypatch):
     for name, value in {"NNC_DATA": "cifar10", "NNC_PICTURES": "100", "CIFAR10_ROOT": str(CIFAR10)}.items():
         monkeypatch.setenv(name, value)
     lesson = module.open_lesson()
-    assert torch.equal(lesson.data.train.images, cifar10.train.images[:100])
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(lesson.data, part).images, getattr(cifar10, part).images[:100])
     assert torch.equal(lesson.answers(), Lesson("quick", cifar10).answers()[:100])
