@@ -26,6 +26,7 @@ LOOK = {
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # behind words on lines
 LEADER = {"arrowstyle": "-", "color": GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}  # name to point
 ON_THE_LEFT = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "bbox": ON_WHITE}
+HATCHES = ("", "//", "..", "xx")  # tell parts of a bar apart without their colours
 UNITS = {"ms": "(ms)", "mb": "(MB)", "gb": "GB", "cpu": "CPU", "kwh": "kWh"}
 
 
@@ -44,10 +45,13 @@ def panels(
         figure.subplots_adjust(*fixed)
     for axes, wanted in zip(grid.flat, properties, strict=True):
         axes.set(**wanted)
-        if axes.get_xscale() == "log":  # labelled 1, 2, 5, 10, ... instead of by powers
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":  # labelled 1, 2, 5, 10, ... instead of by powers
+                axis.set(
+                    major_locator=LogLocator(subs=(1, 2, 5)),
+                    major_formatter="{x:,g}",
+                    minor_formatter=NullFormatter(),
+                )
     return figure, list(grid.flat)
 
 
@@ -57,9 +61,41 @@ def bars(
     """Draw horizontal bars that are read from the top, their values behind them if ``form`` is given."""
     drawn = axes.barh(range(len(names)), values, color=color, **style)
     if form:
-        axes.bar_label(drawn, fmt=form, fontsize=8)
+        axes.bar_label(drawn, fmt=form, padding=1, fontsize=8, bbox=ON_WHITE)
     axes.margins(x=0.12)
     rows_down(axes, names)
+
+
+def accuracy_bars(axes: Axes, table: pd.DataFrame, color: object, capsize: float = 3) -> None:
+    """Draw accuracies in percent as bars from the top, their numbers in them, with their 95% intervals.
+    ``table`` has a row per bar, indexed by name: accuracy, low, high."""
+    ends = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    bars(axes, table.index, table["accuracy"], color, xerr=ends, ecolor="black", capsize=capsize)
+    for place, value in enumerate(table["accuracy"]):
+        axes.text(1.5, place, f"{value:.1f}", va="center", fontsize=8, bbox=ON_WHITE)
+    axes.set_xlim(0, 100)
+
+
+def stacked_bars(
+    axes: Axes, table: pd.DataFrame, colors: Sequence, room: float = 1.3, hatches: Sequence[str] = HATCHES
+) -> None:
+    """Draw a bar per row of a table, from the top, its columns behind one another and their sum at the end;
+    the axis is ``room`` times as long as the longest bar."""
+    total, starts = table.sum(axis=1), table.cumsum(axis=1) - table
+    for (part, values), color, hatch in zip(table.items(), colors, cycle(hatches), strict=False):
+        bars(axes, table.index, values, color, left=starts[part], hatch=hatch, edgecolor="white", label=part)
+    axes.bar_label(axes.containers[-1], [f" {value:,.0f}" for value in total], fontsize=8)
+    axes.set_xlim(0, room * total.max() or 1)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 3M
+
+
+def grouped_bars(axes: Axes, table: pd.DataFrame, labels: dict, kind: str = "bar", **look: object) -> None:
+    """Draw a group of bars per row of a table, a bar per column, with its number (``labels``: its look)."""
+    label = axes.get_xlabel()  # which pandas would replace by the index's name
+    table.plot(kind=kind, ax=axes, width=0.8, **look)
+    axes.set_xlabel(label)
+    for drawn in axes.containers:
+        axes.bar_label(drawn, **{"fontsize": 8} | labels)
 
 
 def rows_down(axes: Axes, names: Sequence[str]) -> None:
@@ -115,16 +151,17 @@ def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None
     """Draw loss and validation accuracy by epoch, a line per run: {name: what ``fit`` returned}.
     ``teacher`` is the teacher's validation accuracy, in [0, 1], drawn as a line."""
     kind = "training loss" if len(histories) == 1 else "training loss (each its own)"
-    titles = {"title": kind, "yscale": "log"}, {"title": "validation accuracy (%)"}
-    figure, (loss, accuracy) = panels((9, 3.2), *({"xlabel": "epoch"} | title for title in titles))
+    figure, (loss, accuracy) = panels(
+        (9, 3.2),
+        {"title": kind, "xlabel": "epoch", "yscale": "log"},
+        {"title": "validation accuracy (%)", "xlabel": "epoch"},
+    )
     for name, history in histories.items():
         loss.plot(history["epoch"], history["loss"], "o-")
         accuracy.plot(history["epoch"], 100 * history["validation_accuracy"], "o-", label=name)
     if teacher is not None:
         accuracy.axhline(100 * teacher, color=GRAY, linestyle="--", label="teacher")
     accuracy.legend()
-    loss.yaxis.set_major_formatter("{x:g}")
-    loss.yaxis.set_minor_formatter("{x:g}")
     for axes in (loss, accuracy):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -134,8 +171,7 @@ def differences(pairs: Mapping[str, Paired], xlabel: str) -> Figure:
     """Draw by how many points the first of each pair is ahead, with its 95% interval, a row for each."""
     figure, (axes,) = panels((6.4, 0.9 + 0.42 * len(pairs)), {"xlabel": xlabel})
     for place, pair in enumerate(pairs.values()):
-        half = pair.points - pair.interval[0]
-        axes.errorbar(pair.points, place, xerr=half, fmt="o", color=BLUE, capsize=3)
+        axes.errorbar(pair.points, place, xerr=pair.points - pair.interval[0], fmt="o", color=BLUE, capsize=3)
         axes.annotate(
             f"{pair.points:+.2f}", (pair.points, place - 0.12), fontsize=8, ha="center", va="bottom"
         )
@@ -149,7 +185,6 @@ def heat_map(table: pd.DataFrame, title: str, unit: str = "") -> Figure:
     width = 1.5 + 0.07 * max(len(str(name)) for name in table.index) + 0.75 * table.shape[1]
     figure, (axes,) = panels((width, 1.2 + min(0.55 * len(table), 5)), {"title": title})
     sns.heatmap(table, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": unit})
-    axes.grid(visible=False)
     axes.tick_params(axis="x", rotation=20)
     return figure
 
@@ -239,11 +274,8 @@ def waterfall(table: pd.DataFrame) -> Figure:
         axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="times smaller by this step"
     )
     axes.plot(left, range(len(left)), "o", color=BLUE, label="left after it")
-    for place, (size, right, was) in enumerate(zip(left, table["right"], before, strict=True)):
-        words = f"{size:,.0f} kB, {right:,} right"
-        axes.annotate(
-            words, (was, place), (8, 0), textcoords="offset points", va="center", fontsize=9, bbox=ON_WHITE
-        )
+    words = [f"{size:,.0f} kB, {right:,} right" for size, right in zip(left, table["right"], strict=True)]
+    axes.bar_label(axes.containers[0], words, padding=8, fontsize=9, bbox=ON_WHITE)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     return figure
 
@@ -283,9 +315,8 @@ def formats(table: pd.DataFrame) -> Figure:
         grid[1].errorbar(middle, place, xerr=whiskers, fmt="o", color=color, capsize=2)
         grid[2].plot(rows["agreeing"], place, "o", color=color)
         for at, row, words in zip(middle, place, rows.get("note", ""), strict=False):
-            if words:
-                beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-                grid[1].annotate(words, (at, row), fontsize=8, bbox=ON_WHITE, **beside)
+            beside = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+            grid[1].annotate(words, (at, row), fontsize=8, bbox=ON_WHITE, **beside)
     for axes, column in zip(grid[1:], ("latency_ms", "agreeing"), strict=True):
         known = table.groupby("format", sort=False)[column].count()
         for name in known.index[known == 0]:
@@ -305,8 +336,9 @@ def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fig
     size = 5.2 * len(cases), 1.3 + 0.42 * max(len(table) for table, _ in cases.values())
     figure, grid = panels(size, *({"title": title, "xlabel": xlabel} for title in cases))
     for axes, (table, middle) in zip(grid, cases.values(), strict=True):
-        ends = zip(table["assumption"], table["low"], table["high"], strict=True)
-        names = [f"{_spelled(name)}\n{low:,.10g} to {high:,.10g}" for name, low, high in ends]
+        names = [
+            f"{_spelled(one.assumption)}\n{one.low:,.10g} to {one.high:,.10g}" for one in table.itertuples()
+        ]
         for end, color in (("low", BLUE), ("high", ORANGE)):
             bars(axes, names, table[f"value_{end}"] - middle, color, left=middle, label=f"at the {end} end")
         axes.axvline(middle, color=GRAY)
@@ -324,8 +356,10 @@ def budget_shares(table: pd.DataFrame) -> Figure:
     uses = list(wide.index.get_level_values("use"))
     heads = {use: uses.index(use) + 0.8 * index for index, use in enumerate(dict.fromkeys(uses))}
     places = [heads[use] + row - uses.index(use) for row, use in enumerate(uses)]
-    label = "share of the budget (1: just fits; to the right: does not fit)"
-    figure, (axes,) = panels((8.4, 1.2 + 0.25 * places[-1]), {"xscale": "log", "xlabel": label})
+    figure, (axes,) = panels(
+        (8.4, 1.2 + 0.25 * places[-1]),
+        {"xscale": "log", "xlabel": "share of the budget (1: just fits; to the right: does not fit)"},
+    )
     axes.hlines(places, wide.min(axis=1), wide.max(axis=1), color="0.8", linewidth=2)
     for (name, shares), marker in zip(wide.items(), cycle("osD^v"), strict=False):
         axes.plot(shares, places, marker, label=name, markersize=6)

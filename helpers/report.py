@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from helpers.evaluation import Accuracy
 from helpers.files import keep
-from helpers.plotting import BLUE, GRAY, ON_WHITE, ORANGE, bars, panels
+from helpers.plotting import BLUE, GRAY, ORANGE, accuracy_bars, bars, panels
 from helpers.types import Positive, Share, checked, path, table
 from helpers.widgets import figure_sliders, png
 
@@ -91,20 +91,17 @@ def budget_figure(table: Files, budget: Positive, tolerance: Share = 0.01, least
         sharey=True,
     )
     bars(left, table["network"], table["bytes"] / 1e6, colors, " {:.2f}")
-    for text in left.texts:  # the limit runs behind the numbers
-        text.set_bbox(ON_WHITE)
-    bars(right, table["network"], 100 * table["correct"] / table["total"], colors)
-    right.bar_label(right.containers[0], fmt="{:.1f}", label_type="center", fontsize=8, color="white")
-    ends = [Accuracy(int(row.correct), int(row.total)).interval for row in table.itertuples()]
-    right.hlines(range(len(ends)), *(100 * pd.DataFrame(ends)).T.to_numpy(), color="black")
+    found = [Accuracy(int(row.correct), int(row.total)) for row in table.itertuples()]
+    shares = [(float(one), *one.interval) for one in found]
+    percent = 100 * pd.DataFrame(shares, table["network"], ["accuracy", "low", "high"])
+    accuracy_bars(right, percent, colors, capsize=0)
     left.axvline(budget, color="black", linestyle="--")
     if least > 0:
         right.axvline(100 * least, color="black", linestyle="--")
     left.set_xlim(table["bytes"].min() / 3e6, 4 * table["bytes"].max() / 1e6)
-    right.set_xlim(0, 100)
     kinds = {"does not fit": GRAY, "fits": BLUE, "ships": ORANGE}
     key = [Patch(color=color, label=label) for label, color in kinds.items()]
-    figure.legend(handles=key, loc="outside lower center", ncols=len(key))
+    figure.legend(handles=key, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -117,9 +114,12 @@ def budget_slider(
     low = max((step for step in STEPS if step < smallest), default=smallest / 2)
     high = min((step for step in STEPS if step >= largest), default=largest)
     steps = sorted({low, *(step for step in STEPS if low < step < high), high, start})
-    options = [(f"{step:g} MB", step) for step in steps]
-    look = {"description": "at most", "layout": {"width": "28em"}}
-    slider = ipywidgets.SelectionSlider(options=options, value=start, **look)
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{step:g} MB", step) for step in steps],
+        value=start,
+        description="at most",
+        layout={"width": "28em"},
+    )
     return figure_sliders({"value": slider}, lambda value: budget_figure(table, value, tolerance, least))
 
 
@@ -148,9 +148,11 @@ def write(path: HtmlPath, title: str, table: Files, figures: Mapping[str, Figure
 
 
 def _compared(ships: pd.Series, other: pd.Series) -> str:
-    sizes = f"{ships['bytes'] / 1e6:.2f} MB instead of {other['bytes'] / 1e6:.2f}"
-    parts = [f"{sizes} ({other['bytes'] / ships['bytes']:.1f} times smaller)"]
-    parts += [f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {other['correct']:,}"]
+    parts = [
+        f"{ships['bytes'] / 1e6:.2f} MB instead of {other['bytes'] / 1e6:.2f} "
+        f"({other['bytes'] / ships['bytes']:.1f} times smaller)",
+        f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {other['correct']:,}",
+    ]
     if "latency_ms" in ships:
         parts += [f"{ships['latency_ms']:.2f} ms instead of {other['latency_ms']:.2f}"]
     return ", ".join(parts)
@@ -163,8 +165,7 @@ def _nothing(table: pd.DataFrame, budget: float, least: float) -> str:
         size = f"{row['bytes'] / 1e6:.2f} MB"
         return f"Nothing fits into {budget:g} MB: the smallest, {row['network']}, takes {size}."
     best = fits.iloc[(fits["correct"] / fits["total"]).to_numpy().argmax()]
-    right = f"{best['correct']:,} of {best['total']:,} pictures right"
     return (
-        f"Nothing within {budget:g} MB is good enough: the best that fits, {best['network']}, has {right}, "
-        f"and {100 * least:g}% must be."
+        f"Nothing within {budget:g} MB is good enough: the best that fits, {best['network']}, has "
+        f"{best['correct']:,} of {best['total']:,} pictures right, and {100 * least:g}% must be."
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.business import DAYS_PER_YEAR, Assumptions, Network, Years, cost_per_year, saving, upkeep
 from helpers.distillation import temperature_effect
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, probability_bars, stacked_bars
 from helpers.quantization import round_to_grid
 from helpers.types import Bits, Names, NotNegative, Share, Whole, by_name, checked, real, table, tensor
 
@@ -81,9 +81,8 @@ def temperature_slider(
     logits: Logits, classes: Names, label: Whole, start: Temperature = 4.0
 ) -> ipywidgets.Widget:
     """Return the temperature slider of notebook 01 (arguments as in ``temperature_figure``)."""
-    look = {"description": "temperature", "readout_format": ".1f", "layout": {"width": "28em"}}
-    slider = ipywidgets.FloatSlider(start, min=1, max=20, step=0.5, **look)
-    slider.style.description_width = "initial"
+    look = {"layout": {"width": "28em"}, "style": {"description_width": "initial"}, "readout_format": ".1f"}
+    slider = ipywidgets.FloatSlider(start, min=1, max=20, step=0.5, description="temperature", **look)
     return figure_sliders({"value": slider}, lambda value: temperature_figure(logits, value, classes, label))
 
 
@@ -200,10 +199,13 @@ def _row(table: pd.DataFrame, column: str, value: float, argument: str = "") -> 
 def _row_slider(
     table: pd.DataFrame, column: str, start: float, draw: Callable[[float], Figure], form: str = "{:.1%}"
 ) -> ipywidgets.Widget:
-    here = _row(table, column, start, "start")[column]
-    look = {"description": column, "layout": {"width": "28em"}}
-    options = [(form.format(value), value) for value in table[column]]
-    return figure_sliders({"value": ipywidgets.SelectionSlider(options=options, value=here, **look)}, draw)
+    slider = ipywidgets.SelectionSlider(
+        options=[(form.format(value), value) for value in table[column]],
+        value=_row(table, column, start, "start")[column],
+        description=column,
+        layout={"width": "28em"},
+    )
+    return figure_sliders({"value": slider}, draw)
 
 
 def _drawable(weight: Tensor, dimensions: int) -> Tensor:
@@ -217,12 +219,13 @@ def _drawable(weight: Tensor, dimensions: int) -> Tensor:
 def _two_scales(axes: Axes, table: pd.DataFrame, x: str, cost: str, what: str, row: pd.Series) -> None:
     # a sweep over column x: accuracies on the left scale, the cost in millions on the right; row is marked
     label, scale = SWEPT[x]
-    lines = {
-        "recalibrated": 100 * table["recalibrated"],
-        "as it is": 100 * table["accuracy"],
-        "cost": table[cost] / 1e6,
-    }
-    shown = pd.DataFrame(lines).set_axis(scale * table[x])
+    shown = pd.DataFrame(
+        {
+            "recalibrated": 100 * table["recalibrated"],
+            "as it is": 100 * table["accuracy"],
+            "cost": table[cost] / 1e6,
+        }
+    ).set_axis(scale * table[x])
     style = {"style": ["o-", "o:", "s--"], "color": [BLUE, BLUE, ORANGE], "markersize": 3, "legend": False}
     shown.plot(ax=axes, secondary_y="cost", xlabel=label, **style)
     axes.axvline(scale * row[x], color=GRAY)
@@ -314,12 +317,7 @@ def cost_figure(
         if network != before:
             lines += [f"Over {years:g} year{'' if years == 1 else 's'}, {network.name}: {_in_words(found)}."]
     figure.suptitle("\n".join(lines), fontsize=10, x=0.02, ha="left")
-    for kind, color, hatch in zip(costs, COLORS, ("", "//", "..", "xx"), strict=False):
-        starts = costs.loc[:, :kind].sum(axis=1) - costs[kind]
-        bars(left, costs.index, costs[kind], color, left=starts, hatch=hatch, edgecolor="white", label=kind)
-    left.bar_label(left.containers[-1], [f" {cost:,.0f}" for cost in costs.sum(axis=1)], fontsize=9)
-    left.set_xlim(0, 1.6 * costs.sum(axis=1).max() or 1)
-    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    stacked_bars(left, costs, COLORS, room=1.6)
     right.yaxis.set_major_formatter(EngFormatter(sep=""))
     right.set(xlim=(0, years), ylim=(0, 1.3 * (right.dataLim.y1 or 1)))  # room for the legend
     left.legend(loc="lower right")
@@ -338,12 +336,15 @@ def cost_sliders(
     before: Network, after: Network, assumptions: Assumptions, years: Years = 3, other: Rival | None = None
 ) -> ipywidgets.Widget:
     """Return the sliders of notebook 06 (arguments as in ``cost_figure``); they start at ``assumptions``."""
-    sliders = {}
+    sliders, starts = {}, vars(assumptions) | {"years": years}
     for name, (label, steps) in COST_STEPS.items():
-        start = years if name == "years" else getattr(assumptions, name)
-        options = [(f"{value:,.10g}", value) for value in sorted({*steps, start})]
-        look = {"description": label, "layout": {"width": "34em"}, "style": {"description_width": "12em"}}
-        sliders[name] = ipywidgets.SelectionSlider(options=options, value=start, **look)
+        sliders[name] = ipywidgets.SelectionSlider(
+            options=[(f"{value:,.10g}", value) for value in sorted({*steps, starts[name]})],
+            value=starts[name],
+            description=label,
+            layout={"width": "34em"},
+            style={"description_width": "12em"},
+        )
     return figure_sliders(
         sliders, lambda **moved: cost_figure(before, after, assumptions, other=other, **moved)
     )

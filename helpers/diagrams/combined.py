@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, panels
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, grouped_bars, panels
 from helpers.quantization import affine_grid, dequantize, quantize
 
 
@@ -46,12 +46,20 @@ def undoes(kept: pd.DataFrame) -> Figure:
         kept: a row per first step, a column per second step.
     """
     figure, (axes,) = panels((1.6 + 1.05 * kept.shape[1], 1.1 + 0.55 * len(kept)), {})
-    look = {"annot": True, "fmt": ".0%", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 2}
-    sns.heatmap(kept, cmap=sns.light_palette(BLUE, as_cmap=True), ax=axes, **look)
+    sns.heatmap(
+        kept.add_prefix("then ", axis=1),
+        annot=True,
+        fmt=".0%",
+        cmap=sns.light_palette(BLUE, as_cmap=True),
+        vmin=0,
+        vmax=1,
+        cbar=False,
+        linewidths=2,
+        ax=axes,
+    )
     axes.grid(visible=False)
     axes.set(ylabel="first", title="left of the first step's work")
-    axes.set_xticklabels([f"then {name}" for name in kept], rotation=0)
-    axes.tick_params(axis="y", rotation=0)
+    axes.tick_params(rotation=0)
     return figure
 
 
@@ -103,8 +111,7 @@ def levels(weight: Tensor, grids: Mapping[str, Tensor]) -> Figure:
     for place, ((name, values), color) in enumerate(zip(grids.items(), COLORS, strict=False)):
         for value in values:
             top.axvline(float(value), color=color, linewidth=1, linestyle=("-", "--")[place % 2])
-        bottom.plot(values, [place] * len(values), "o", color=color, label=name)
-    bottom.set_yticks(range(len(grids)), list(grids), fontsize=8)
+        bottom.plot(values, [name] * len(values), "o", color=color)
     bottom.set_ylim(len(grids) - 0.4, -0.6)
     return figure
 
@@ -143,9 +150,8 @@ def arms(table: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
         levels: {name: an accuracy to compare with, drawn as a line}.
     """
     figure, (axes,) = panels((7, 3.4), {"ylabel": "accuracy (%)", "ylim": (0, 112)})
-    (100 * table).plot.bar(ax=axes, rot=0, width=0.8, color=COLORS, xlabel="", legend=False)
-    for bars in axes.containers:
-        axes.bar_label(bars, fmt="{:.0f}", fontsize=8, color="white", padding=-12)
+    inside = {"fmt": "{:.0f}", "color": "white", "padding": -12}
+    grouped_bars(axes, 100 * table, inside, rot=0, color=COLORS, legend=False)
     for (name, level), style in zip(levels.items(), ("--", ":"), strict=False):
         label = f"{name}: {100 * level:.1f}"
         axes.axhline(100 * level, color=GRAY, linestyle=style, linewidth=2, label=label)

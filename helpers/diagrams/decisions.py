@@ -4,10 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, bars, panels, rows_down
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, grouped_bars, panels, rows_down, stacked_bars
 
 QUESTIONS = (  # what to ask, and what to do where the answer is yes; in order of what it costs
     ("fits as it is,\nbill small?", "leave it alone"),
@@ -44,15 +43,10 @@ def speedups(table: pd.DataFrame) -> Figure:
         table: a row per network; a column of ratios per size of the pictures, drawn as a bar each.
     """
     figure, (axes,) = panels((7.6, 1.0 + 0.5 * len(table)), {"xlabel": "times faster than VGG-19 in float32"})
-    height = 0.8 / table.shape[1]
-    for index, ((size, ratios), color) in enumerate(zip(table.items(), (GRAY, BLUE), strict=False)):
-        places = [row + (index + 0.5) * height - 0.4 for row in range(len(table))]
-        drawn = axes.barh(places, ratios, height, color=color, label=size)
-        axes.bar_label(drawn, fmt=" %.1f", fontsize=8)
+    grouped_bars(axes, table, {"fmt": " %.1f"}, "barh", color=(GRAY, BLUE))
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.margins(x=0.1)
     rows_down(axes, table.index)
-    axes.legend()
     return figure
 
 
@@ -70,9 +64,6 @@ def tails(tables: Mapping[str, pd.DataFrame], limit_ms: float) -> Figure:
         axes.plot(table.index, table["p99_ms"], "s-", color=ORANGE, label="1 in 100 waits longer")
         axes.axhline(limit_ms, color="black", linestyle="--", linewidth=1, label="allowed")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
     grid[0].set_ylabel("ms from arrival to answer")
     grid[-1].legend()
     return figure
@@ -89,13 +80,7 @@ def bills(tables: Mapping[str, pd.DataFrame]) -> Figure:
         size, *({"title": name, "xlabel": "dollars in the first year"} for name in tables), sharey=True
     )
     for axes, table in zip(grid, tables.values(), strict=True):
-        start = pd.Series(0.0, index=table.index)
-        for (part, cost), color, hatch in zip(table.items(), COLORS, ("", "//", ".."), strict=False):
-            bars(axes, table.index, cost, color, left=start, hatch=hatch, edgecolor="white", label=part)
-            start += cost
-        axes.bar_label(axes.containers[-1], [f" {value:,.0f}" for value in start], fontsize=8)
-        axes.set_xlim(0, 1.3 * start.max())
+        stacked_bars(axes, table, COLORS)
         axes.locator_params(axis="x", nbins=4)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, from_numpy, nn
@@ -17,7 +18,18 @@ from helpers import profiling
 from helpers.data import HOME, Split, batches
 from helpers.deploy.runtimes import onnx_inference
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ON_WHITE, ORANGE, bars, panels, rows_down
+from helpers.plotting import (
+    BLUE,
+    COLORS,
+    GRAY,
+    GREEN,
+    ON_WHITE,
+    ORANGE,
+    grouped_bars,
+    panels,
+    rows_down,
+    stacked_bars,
+)
 
 MOVES = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderOutput", "ReorderInput")
 COMPUTES = ("Conv2d", "Conv", "QLinearConv", "FusedConv", "Linear", "Gemm", "QGemm")
@@ -34,8 +46,6 @@ def operators(path: Path) -> list[str]:
 
     Those that only unpack weights are left out; a convolution with an activation in it is "Conv + Relu".
     """
-    import onnx
-
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     return [_spelled(node) for node in graph.node if node.input[0] not in weights]
@@ -78,8 +88,6 @@ def graphs(columns: Mapping[str, Sequence[str]]) -> Figure:
 
 def values(path: Path, tensor: str, pictures: Split) -> Tensor:
     """Return what a tensor of an .onnx file holds for these pictures, flat, float32."""
-    import onnx
-
     images, model = next(batches(pictures, len(pictures)))[0].numpy(), onnx.load(path)
     if tensor == "images":
         return from_numpy(images).flatten()
@@ -92,10 +100,7 @@ def values(path: Path, tensor: str, pictures: Split) -> Tensor:
 
 def int8_range(path: Path, tensor: str) -> tuple[float, float]:
     """Return the smallest and the largest value that a quantized .onnx file can hold in a tensor."""
-    import onnx
-    from onnx import numpy_helper
-
-    found = {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+    found = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
     scale, zero = (float(found[f"{tensor}_{part}"]) for part in ("scale", "zero_point"))
     return -scale * zero, scale * (255 - zero)
 
@@ -117,24 +122,28 @@ def calibrations(
     for row, (tensor, numbers) in enumerate(seen.items()):
         ends = float(numbers.min()), float(numbers.max())
         margin = 0.1 * (ends[1] - ends[0])
-        shares, edges = _percent(numbers, numbers, ends)
-        second, tallest = np.sort(shares)[-2:]
-        cut = tallest > 2 * second > 0
         for axes, held in zip(grid[row * len(ranges) :], ranges.values(), strict=False):
             low, high = held[tensor]
-            inside, below = (numbers >= low) & (numbers <= high), 0.0
-            for part, color, label in ((inside, BLUE, "held"), (~inside, ORANGE, "clipped")):
-                percent = _percent(numbers[part], numbers, ends)[0]
-                look = {"align": "edge", "color": color, "label": label, "linewidth": 0}
-                axes.bar(edges[:-1], percent, np.diff(edges), below, **look)
-                below = below + percent
+            inside = (numbers >= low) & (numbers <= high)
+            parts = [numbers[inside].numpy(), numbers[~inside].numpy()]
+            percent = [np.full(len(part), 100 / len(numbers)) for part in parts]  # what each value counts
+            shares, edges, _ = axes.hist(
+                parts,
+                bins=60,
+                range=ends,
+                weights=percent,
+                stacked=True,
+                color=(BLUE, ORANGE),
+                label=("held", "clipped"),
+                linewidth=0,
+            )
+            second, tallest = np.sort(shares[-1])[-2:]
+            cut = tallest > 2 * second > 0
             axes.vlines(held[tensor], 0, 1, GRAY, "--", transform=axes.get_xaxis_transform())
-            axes.set_xlim(ends[0] - margin, ends[1] + margin)
-            axes.set_ylim(0, 1.15 * (second if cut else tallest))
+            axes.set(xlim=(ends[0] - margin, ends[1] + margin), ylim=(0, 1.15 * (second if cut else tallest)))
             if cut:
-                words = f"cut: {tallest:.0f}%"
-                place = edges[shares.argmax() + 1] + 0.1 * margin, 1.12 * second
-                axes.text(*place, words, fontsize=8, va="top", bbox=ON_WHITE)
+                place = edges[shares[-1].argmax() + 1] + 0.1 * margin, 1.12 * second
+                axes.text(*place, f"cut: {tallest:.0f}%", fontsize=8, va="top", bbox=ON_WHITE)
             integers = (numbers[inside] * 255 / (high - low)).round().unique().numel()
             clipped = 100 * float((~inside).float().mean())
             share = "< 0.001" if 0 < clipped < 0.001 else f"{clipped:.2g}"
@@ -155,8 +164,6 @@ def layer_times(profiles: Mapping[str, pd.DataFrame], path: Path) -> pd.DataFram
         DataFrame: a row per convolution or classifier, as "conv 3 to 64, 32 x 32", in the file's order, and a
         last one for all else; a column per run.
     """
-    import onnx
-
     graph = onnx.load(path).graph
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     rows = {}
@@ -181,11 +188,9 @@ def layer_times(profiles: Mapping[str, pd.DataFrame], path: Path) -> pd.DataFram
 def profile_bars(table: pd.DataFrame) -> Figure:
     """Draw the microseconds of each layer, the runs beside each other; ``table`` is from ``layer_times``."""
     figure, (axes,) = panels((7.4, 1.1 + 0.3 * len(table)), {"xlabel": "microseconds, one picture, 1 thread"})
-    shifts = (-0.2, 0.2)
-    for (name, times), color, shift in zip(table.items(), (BLUE, ORANGE), shifts, strict=True):
-        places = [place + shift for place in range(len(table))]
-        drawn = axes.barh(places, times, height=0.38, color=color, label=f"{name}: {times.sum():,.0f} in all")
-        axes.bar_label(drawn, fmt=" {:.0f}", fontsize=7)
+    named = table.rename(columns={name: f"{name}: {sum(table[name]):,.0f} in all" for name in table})
+    labels = {"fmt": " {:.0f}", "fontsize": 7}
+    grouped_bars(axes, named, labels, "barh", color=(BLUE, ORANGE), legend=False)
     rows_down(axes, table.index)
     axes.margins(x=0.12)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -199,9 +204,7 @@ def activations(model: nn.Module, side: int = 32) -> int:
         model: a chain, such as a VGG.
         side: of the picture, 1 x 3 x side x side.
     """
-    sizes = [3 * side * side]
-    for shape in profiling.profile(model, (1, 3, side, side))["output_shape"]:
-        sizes.append(prod(shape))
+    sizes = [3 * side * side, *map(prod, profiling.profile(model, (1, 3, side, side))["output_shape"])]
     return max(before + after for before, after in pairwise(sizes))
 
 
@@ -218,30 +221,19 @@ def memory(table: pd.DataFrame, growth: pd.DataFrame) -> Figure:
         table: a row per file, a column per part, in MB.
         growth: a column per part, in MB, indexed by the picture's side.
     """
-    pixels = {"xlabel": "side of the picture (pixels)", "ylabel": "MB", "xscale": "log", "yscale": "log"}
     figure, (left, right) = panels(
-        (9.4, 1.6 + 0.4 * len(table)), {"xlabel": "MB"}, pixels, width_ratios=(1.5, 1)
+        (9.4, 1.6 + 0.4 * len(table)),
+        {"xlabel": "MB"},
+        {"xlabel": "side of the picture (pixels)", "ylabel": "MB", "xscale": "log", "yscale": "log"},
+        width_ratios=(1.5, 1),
     )
-    start = pd.Series(0.0, table.index)
-    for (part, sizes), color in zip(table.items(), (GRAY, COLORS[4], BLUE, ORANGE, GREEN), strict=False):
-        bars(left, table.index, sizes, color, left=start, label=part)
-        start += sizes
+    stacked_bars(left, table, (GRAY, COLORS[4], BLUE, ORANGE, GREEN), room=1.15, hatches=("",))
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    for (part, sizes), marker in zip(growth.items(), "osD^", strict=False):
-        right.plot(growth.index, sizes, f"{marker}-", label=part)
-    right.set_xticks(growth.index, [f"{side}" for side in growth.index])
-    right.minorticks_off()
-    right.legend()
+    growth.plot(ax=right, style=["o-", "s-", "D-", "^-"], xticks=growth.index)
     return figure
 
 
 # -- inside --------------------------------------------------------------------------------------------------
-
-
-# How many of some values fall into each of 60 bins between the ends, in percent of all; and the bins' edges.
-def _percent(some: Tensor, values: Tensor, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    counts, edges = np.histogram(some.numpy(), 60, ends)
-    return 100 * counts / len(values), edges
 
 
 def _spelled(node: object) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers.diagrams.shapes import arrow, canvas
 from helpers.evaluation import Accuracy
-from helpers.plotting import BLUE, COLORS, GRAY, ORANGE, bars, panels
+from helpers.plotting import BLUE, COLORS, GRAY, ORANGE, accuracy_bars, panels
 
 
 def two_splits(inputs: int, outputs: int, kernel: int, rank: int) -> Figure:
@@ -106,8 +106,9 @@ def spectra(
         untrained: of the same layers before training.
         break_even: {layer: the largest rank that saves weights}, a dot.
     """
-    look = {"xlabel": "rank (% of full rank)", "ylabel": "energy kept (%)", "ylim": (0, 103)}
-    figure, (axes,) = panels((6.4, 3.8), look)
+    figure, (axes,) = panels(
+        (6.4, 3.8), {"xlabel": "rank (% of full rank)", "ylabel": "energy kept (%)", "ylim": (0, 103)}
+    )
     for color, (name, kept) in zip(COLORS, trained.items(), strict=False):
         share = [100 * rank / len(kept) for rank in range(1, len(kept) + 1)]
         axes.plot(share, 100 * untrained[name], "--", color=color, linewidth=1.5)
@@ -125,34 +126,38 @@ def cost_map(costs: pd.DataFrame) -> Figure:
 
     ``costs`` has a row per layer and a column per energy.
     """
-    figure, (axes,) = panels((6.2, 0.9 + 0.3 * len(costs)), {})
+    figure, (axes,) = panels(
+        (6.2, 0.9 + 0.3 * len(costs)), {"title": "weights of the two parts, in % of the layer's"}
+    )
     shades = sns.color_palette("vlag", 256)
     reds = [shades[place] for place in range(176, 256) for _ in range(2)]  # the pale ones are left out
-    colors = {"cmap": ListedColormap(shades[:128] + reds[:128]), "vmin": 0, "vmax": 200, "cbar": False}
-    sns.heatmap(costs, annot=True, fmt=".0f", ax=axes, linewidths=1, annot_kws={"fontsize": 8}, **colors)
-    axes.set_title("weights of the two parts, in % of the layer's", fontsize=10)
-    axes.set_xlabel("energy kept, at least")
+    sns.heatmap(
+        costs.rename_axis(columns="energy kept, at least"),
+        annot=True,
+        fmt=".0f",
+        annot_kws={"fontsize": 8},
+        cmap=ListedColormap(shades[:128] + reds[:128]),
+        vmin=0,
+        vmax=200,
+        cbar=False,
+        linewidths=1,
+        ax=axes,
+    )
     return figure
 
 
 def stages(found: Mapping[str, Accuracy], before: Accuracy | None = None) -> Figure:
     """Draw accuracies as bars with their 95% intervals, and that of the network ``before`` as a line."""
-    shares = [100 * float(one) for one in found.values()]
-    ends = [[100 * end for end in one.interval] for one in found.values()]
-    away = [[share - low for share, (low, _) in zip(shares, ends, strict=True)]]
-    away += [[high - share for share, (_, high) in zip(shares, ends, strict=True)]]
+    shares = [(float(one), *one.interval) for one in found.values()]
+    table = 100 * pd.DataFrame(shares, list(found), ["accuracy", "low", "high"])
     total = next(iter(found.values())).total
-    label = {"xlabel": f"right of {total:,} validation pictures (%)"}
-    figure, (axes,) = panels((6.4, 1.1 + 0.42 * len(found)), label)
-    bars(axes, list(found), shares, BLUE, xerr=away, ecolor="0.3", capsize=3, height=0.6)
-    for place, share in enumerate(shares):
-        axes.text(
-            1.5, place, f"{share:.1f}", va="center", fontsize=9, color="white" if share > 9 else "black"
-        )
+    figure, (axes,) = panels(
+        (6.4, 1.1 + 0.42 * len(found)), {"xlabel": f"right of {total:,} validation pictures (%)"}
+    )
+    accuracy_bars(axes, table, BLUE)
     if before is not None:
         axes.axvline(100 * float(before), color=ORANGE, linestyle="--", label="network it was made from")
         figure.legend(loc="outside upper right")
-    axes.set_xlim(0, 100)
     return figure
 
 
@@ -163,8 +168,7 @@ def times(measured: pd.DataFrame) -> Figure:
         measured: a row per split, and one for each whole layer, whose macs are 100: layer, and in percent of
             the whole layer's macs, latency (median), low and high (its quartiles).
     """
-    look = {"xlabel": "MACs left (% of the layer's)", "ylabel": "time left (%)"}
-    figure, (axes,) = panels((6.4, 4), look)
+    figure, (axes,) = panels((6.4, 4), {"xlabel": "MACs left (% of the layer's)", "ylabel": "time left (%)"})
     whole = measured[measured["macs"] == 100]
     axes.axhspan(whole["low"].min(), whole["high"].max(), color=GRAY, alpha=0.2, linewidth=0)
     for color, (name, rows) in zip(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers.diagrams.shapes import arrow, canvas, matrix
-from helpers.plotting import BLUE, GRAY, ORANGE, bars, panels
+from helpers.plotting import BLUE, GRAY, ORANGE, bars, grouped_bars, panels
 
 
 def by_hand(weight: Tensor, mask: Tensor) -> Figure:
@@ -45,17 +45,18 @@ def what_breaks(table: pd.DataFrame, spreads: Mapping[str, Sequence[float]]) -> 
         table: from ``pruning.sweep``.
         spreads: {name: for each normalisation, the spread that comes in, as a share of the unpruned one's}.
     """
-    left = {"xlabel": "normalisation layer, from the first", "yscale": "log"}
-    left |= {"ylabel": "spread that comes in (unpruned: 1)"}
-    right = {"xlabel": "sparsity (%)", "ylabel": "accuracy (%)", "ylim": (0, 100)}
-    figure, (spread, accuracy) = panels((9.4, 3.6), left, right)
-    for column, name, style in (
-        ("recalibrated", "recalibrated", "o-"),
-        ("accuracy", "as it falls out", "o:"),
-    ):
-        accuracy.plot(
-            100 * table["sparsity"], 100 * table[column], style, label=name, color=BLUE, markersize=4
-        )
+    figure, (spread, accuracy) = panels(
+        (9.4, 3.6),
+        {
+            "xlabel": "normalisation layer, from the first",
+            "ylabel": "spread that comes in (unpruned: 1)",
+            "yscale": "log",
+        },
+        {"xlabel": "sparsity (%)", "ylabel": "accuracy (%)", "ylim": (0, 100)},
+    )
+    look = {"color": BLUE, "markersize": 4}
+    accuracy.plot(100 * table["sparsity"], 100 * table["recalibrated"], "o-", label="recalibrated", **look)
+    accuracy.plot(100 * table["sparsity"], 100 * table["accuracy"], "o:", label="as it falls out", **look)
     accuracy.legend(loc="lower left")
     shades = sns.color_palette("viridis_r", len(spreads))
     for color, (name, values) in zip(shades, spreads.items(), strict=True):
@@ -70,19 +71,17 @@ def what_breaks(table: pd.DataFrame, spreads: Mapping[str, Sequence[float]]) -> 
 def bits_per_weight(curves: Mapping[str, Sequence[float]], sparsities: Sequence[float]) -> Figure:
     """Draw what a weight takes in the file, {storage: bits}, against the share of zeros."""
     figure, (axes,) = panels((6, 3.2), {"xlabel": "sparsity (%)", "ylabel": "bits per weight"})
-    for style, (name, bits) in zip(("--", "-", "-.", ":"), curves.items(), strict=False):
-        axes.plot([100 * one for one in sparsities], bits, style, label=name, linewidth=2)
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    table = pd.DataFrame(curves, index=[100 * one for one in sparsities])
+    table.plot(ax=axes, ylim=(0, None), style=["--", "-", "-.", ":"], linewidth=2)
     return figure
 
 
 def side_by_side(table: pd.DataFrame) -> Figure:
     """Draw accuracy (%), a group of bars for each row of ``table``, a bar in it for each column."""
-    figure, (axes,) = panels((6.4, 3.2), {"ylabel": "accuracy (%)", "ylim": (0, 108)})
-    table.plot.bar(ax=axes, rot=0, width=0.75, xlabel=table.index.name or "")
-    for container in axes.containers:
-        axes.bar_label(container, fmt="%.1f", fontsize=8)
+    figure, (axes,) = panels(
+        (6.4, 3.2), {"xlabel": table.index.name, "ylabel": "accuracy (%)", "ylim": (0, 108)}
+    )
+    grouped_bars(axes, table, {"fmt": "%.1f"}, rot=0)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -13,9 +13,8 @@ from helpers.plotting import BLUE, GRAY
 
 def canvas(width: float, height: float, scale: float = 0.8) -> tuple[Figure, Axes]:
     """Return a white figure whose axes run from 0 to ``width`` and ``height``; ``scale``: inches per unit."""
-    figure, axes = plt.subplots(figsize=(width * scale, height * scale), facecolor="white")
-    figure.subplots_adjust(0, 0, 1, 1)
-    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    figure = plt.figure(figsize=(width * scale, height * scale), facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), aspect="equal")
     axes.axis("off")
     return figure, axes
 

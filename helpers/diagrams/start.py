@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.diagrams.shapes import arrow, box, canvas
-from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ON_WHITE, ORANGE, bars, panels
+from helpers.plotting import BLUE, COLORS, GRAY, GREEN, ORANGE, accuracy_bars, bars, panels
 
 CHANGES = (  # where each technique takes hold: the part of the loop, the technique, its lesson, colour
     ("model", "low rank (03)\nsplits its layers", GREEN),
@@ -44,11 +44,7 @@ def before_and_after(table: pd.DataFrame) -> Figure:
     for axes, column in zip(grid[:2], ("size_mb", "latency_ms"), strict=True):
         bars(axes, table.index, table[column], (BLUE, ORANGE), " {:.3g}")
         axes.margins(x=0.25)
-    bars(grid[2], table.index, table["accuracy"], (BLUE, ORANGE))
-    grid[2].bar_label(grid[2].containers[0], fmt="{:.1f}", label_type="center", fontsize=9, color="black")
-    ends = table["accuracy"] - table["low"], table["high"] - table["accuracy"]
-    grid[2].errorbar(table["accuracy"], range(len(table)), xerr=ends, fmt="none", ecolor="black", capsize=3)
-    grid[2].set_xlim(0, 100)
+    accuracy_bars(grid[2], table, (BLUE, ORANGE))
     return figure
 
 
@@ -77,11 +73,12 @@ def shares(table: pd.DataFrame, columns: dict[str, str]) -> Figure:
         percent = 100 * table[column] / table[column].sum()
         bars(axes, table.index, percent, [BLUE] * half + [ORANGE] * (len(table) - half), " {:.1f}")
         axes.axhline(half - 0.5, color=GRAY, linestyle="--", linewidth=1)
-        early, late = percent[:half].sum(), percent[half:].sum()
         right = 1.8 * percent.max()
         axes.set_xlim(0, right)
-        for place, share in ((half - 0.8, early), (len(table) - 0.9, late)):
-            axes.text(right, place, f"{share:.0f}%", ha="right", fontsize=13, fontweight="bold", color=GRAY)
+        for place, part in ((half - 0.8, percent[:half]), (len(table) - 0.9, percent[half:])):
+            axes.text(
+                right, place, f"{part.sum():.0f}%", ha="right", fontsize=13, fontweight="bold", color=GRAY
+            )
     return figure
 
 
@@ -91,17 +88,14 @@ def seeds(table: pd.DataFrame) -> Figure:
     Args:
         table: a row per seed, two columns, in percent.
     """
-    first, second = table.columns
+    first, second = table
     figure, (left, right) = panels(
         (8, 2.9),
         {"ylabel": "validation accuracy (%)", "xlim": (-0.3, 1.3)},
         {"xlabel": f"{second} minus {first} (points)", "title": "the same in pairs (dashed: mean)"},
     )
-    for color, (_, row) in zip(COLORS, table.iterrows(), strict=False):
-        left.plot([first, second], row, "o-", color=color)
+    left.plot([first, second], table.T, "o-")  # a line per seed, in the colours of its bar
     bars(right, [f"seed {seed}" for seed in table.index], table[second] - table[first], COLORS, "  {:+.1f}")
-    for text in right.texts:  # the mean's line runs behind the numbers
-        text.set_bbox(ON_WHITE)
     right.axvline(0, color="black", linewidth=1)
     right.axvline((table[second] - table[first]).mean(), color=GRAY, linestyle="--")
     return figure
