@@ -169,15 +169,13 @@ def worth_it(
     lost, found = before.accuracy - after.accuracy, saving(before, after, assumptions, years)
     per_year, investment, net, _, days = found.values()
     if lost > accuracy_lost:
-        why = f"it costs {100 * lost:.1f} points of accuracy, and the product bears {100 * accuracy_lost:.1f}"
-    elif net <= 0:
-        why = f"it saves {per_year:,.0f} a year and costs {investment:,.0f} to do"
-    else:
-        return (
-            True,
-            f"yes: it pays for itself in {days:,.0f} days, and brings {net:,.0f} in {years:g} year(s)",
+        return False, (
+            f"no: it costs {100 * lost:.1f} points of accuracy, "
+            f"and the product bears {100 * accuracy_lost:.1f}"
         )
-    return False, f"no: {why}"
+    if net <= 0:
+        return False, f"no: it saves {per_year:,.0f} a year and costs {investment:,.0f} to do"
+    return True, f"yes: it pays for itself in {days:,.0f} days, and brings {net:,.0f} in {years:g} year(s)"
 
 
 @checked
@@ -255,9 +253,12 @@ class UseCase:
 
         The devices' owners pay for their processors and electricity.
         """
-        used = {"inferences_per_day": self.devices * self.inferences_per_device_per_day}
-        used |= {"downloads_per_year": self.devices * self.updates_per_year, "watts": self.watts}
-        return Assumptions(**used, **{"price_per_cpu_hour": 0} | others)
+        return Assumptions(
+            inferences_per_day=self.devices * self.inferences_per_device_per_day,
+            downloads_per_year=self.devices * self.updates_per_year,
+            watts=self.watts,
+            **{"price_per_cpu_hour": 0} | others,
+        )
 
 
 @checked
