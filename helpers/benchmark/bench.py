@@ -4,8 +4,9 @@ Parents are found by the fingerprint of their weights. What is published is neve
 settings than the recipe's, ``out`` is asked for.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -158,15 +159,13 @@ def run_all(graph: dict[Job, set[Job]], work: Callable[[Job], str]) -> list[str]
         graph: what ``plan`` returned.
         work: takes a job whose parents are done; returns what went wrong, or an empty text.
     """
-    failed, lost = [], set()
-    for job in TopologicalSorter(graph).static_order():
-        blocked = graph[job] & lost
-        said = "" if blocked else work(job)
-        if said:
-            failed.append(f"{job[0]}, seed {job[1]}: {said}")
-        if said or blocked:
-            lost.add(job)
-    return failed
+
+    def here(job: Job) -> Future:  # in this thread: an interrupt stops the job
+        done = Future()
+        done.set_result(work(job))
+        return done
+
+    return _run(graph, here, 1)
 
 
 def run_beside(graph: dict[Job, set[Job]], work: Callable[[Job], str], workers: int) -> list[str]:
@@ -176,23 +175,23 @@ def run_beside(graph: dict[Job, set[Job]], work: Callable[[Job], str], workers: 
         graph, work: as there; a job is worked on in a thread of its own.
         workers: how many.
     """
-    sorter, failed, lost, waiting, running = TopologicalSorter(graph), [], set(), [], {}
-    order = {job: place for place, job in enumerate(graph)}
-    sorter.prepare()
     with ThreadPoolExecutor(workers) as pool:
-        while sorter.is_active():
-            waiting = sorted([*waiting, *sorter.get_ready()], key=order.get)
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                if graph[job] & lost:
-                    lost.add(job)
-                    sorter.done(job)
-                else:
-                    running[pool.submit(work, job)] = job
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                job, said = running.pop(done), done.result()
-                if said:
-                    failed.append(f"{job[0]}, seed {job[1]}: {said}")
-                    lost.add(job)
-                sorter.done(job)
-    return failed
+        return _run(graph, functools.partial(pool.submit, work), workers)
+
+
+def _run(graph: dict[Job, set[Job]], begin: Callable[[Job], Future], workers: int) -> list[str]:
+    TopologicalSorter(graph).prepare()  # refuses jobs that need each other in a circle
+    waiting, running, made, failed = list(graph), {}, set(), []
+    while True:
+        ready = [job for job in waiting if graph[job] <= made]
+        for job in ready[: workers - len(running)]:
+            waiting.remove(job)
+            running[begin(job)] = job
+        if not running:  # what still waits needs a failed job
+            return failed
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            job, said = running.pop(done), done.result()
+            if said:
+                failed.append(f"{job[0]}, seed {job[1]}: {said}")
+            else:
+                made.add(job)
