@@ -149,23 +149,19 @@ def main() -> None:
         if chosen.list:
             print(listed(recipes, bench))
             return
-        graph = {} if chosen.measure else plan(recipes, bench, chosen.seeds)
+        again = {(name, seed): set() for name in recipes for seed in chosen.seeds or NETWORKS[name].seeds}
+        graph = again if chosen.measure else plan(recipes, bench, chosen.seeds)
     except ValueError as error:
         line.error(str(error))
-    here = functools.partial(attempt, bench=bench, again=chosen.measure)
-    if chosen.measure:
-        jobs = [(name, seed) for name in recipes for seed in chosen.seeds or NETWORKS[name].seeds]
-        failed = [f"{job}: {said}" for job in jobs if (said := here(job))]
-    elif chosen.workers > 1:
-        given = [f"--budget={chosen.budget}", f"--data={chosen.data}", f"--device={chosen.device}"]
-        given += [f"--epochs={chosen.epochs}"] if chosen.epochs else []
-        given += [f"--out={out}"] if out else []
+    if chosen.workers > 1:
+        asked, passed_on = vars(chosen) | {"out": out}, ("budget", "data", "device", "epochs", "out")
+        given = [f"--{name}={asked[name]}" for name in passed_on if asked[name]]
         given += ["--formats", *chosen.formats] if chosen.formats else []
         failed = run_beside(graph, lambda job: in_a_process(job, given), chosen.workers)
-    elif chosen.engine == "ray":
+    elif chosen.engine == "ray" and not chosen.measure:
         failed = run_beside(graph, on_ray(bench, chosen.address), max(1, len(graph)))
     else:
-        failed = run_all(graph, here)
+        failed = run_all(graph, functools.partial(attempt, bench=bench, again=chosen.measure))
     if "scans" in names:
         for unit in ("weight", "channel"):
             scan("teacher", unit, bench)
