@@ -41,11 +41,15 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
     name, split = row["network"], getattr(data, recipe.split)
     model = opened(name, path)
     own_reference = recipe.reference == name
-    row["weights"] = fingerprint(path)
-    row["reference"] = f"{name}@{row['weights']}" if own_reference else bench.mark(recipe.reference)
-    row |= {"parameters": profiling.count_parameters(model), "total": len(split)}
-    row["nonzeros"] = sum(int(parameter.count_nonzero()) for parameter in model.parameters())
-    row["macs"] = profiling.count_macs(model, (1, *split.images.shape[1:]))
+    weights = fingerprint(path)
+    row |= {
+        "weights": weights,
+        "reference": f"{name}@{weights}" if own_reference else bench.mark(recipe.reference),
+        "parameters": profiling.count_parameters(model),
+        "nonzeros": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
+        "macs": profiling.count_macs(model, (1, *split.images.shape[1:])),
+        "total": len(split),
+    }
     reference = opened(recipe.reference, path if own_reference else bench.file(recipe.reference))
     expected, rows, files = predict(model.to(results.state().device), split).argmax(1), [], {}
     model.cpu()
@@ -57,8 +61,11 @@ def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> N
                 files[form] = _write(form, model, Path(folder), files, data, split, bench)
                 answers = _answers(files[form], split)
                 measured = _file(files[form], reference, row["reference"], split, bench)
-            measured |= {"format": form, "correct": int((answers == split.labels).sum())}
-            measured["agreeing"] = float((answers == expected).float().mean())
+            measured |= {
+                "format": form,
+                "correct": int((answers == split.labels).sum()),
+                "agreeing": float((answers == expected).float().mean()),
+            }
             rows.append(row | measured)
             results.keep_answers(rows[-1], answers, bench.results)
     where = results.provenance(row["seed"])

@@ -48,38 +48,33 @@ def series_table(folder: Path = PUBLISHED) -> pd.DataFrame:
     for name, recipe in NETWORKS.items():
         for form in recipe.shown if recipe.label and len(table) else ():
             for row in table[(table["network"] == name) & (table["format"] == form)].to_dict("records"):
-                row["model"] = recipe.label + (", int8" if form == "onnx int8" else "")
-                row["usually claimed"] = (
-                    "{:g} x, -{:g} points, {:g} x".format(*recipe.claimed) if recipe.claimed else ""
-                )
-                rows.append(row)
+                model = recipe.label + (", int8" if form == "onnx int8" else "")
+                claimed = "{:g} x, -{:g} points, {:g} x".format(*recipe.claimed) if recipe.claimed else ""
+                rows.append(row | {"model": model, "usually claimed": claimed})
     return pd.DataFrame(rows, columns=["model", "accuracy", *COLUMNS, "usually claimed"])
 
 
 def markdown(folder: Path = PUBLISHED) -> str:
     """Return README's results section, made from the tables alone."""
     rows, speed = latest(folder), read("speed", folder)
-    lines = []
-    for _, row in rows[rows["network"].isin(BEGINNINGS) & (rows["format"] == "torch")].iterrows():
-        who = BEGINNINGS[row["network"]]
-        lines.append(
-            f"- {who}, last trained for {row['epochs']} epochs on {row['device']}: "
-            f"{accuracy(row)} of the test split."
-        )
-    for _, row in speed[speed["what"] == "training VGG-19"].tail(1).iterrows():
-        lines.append(
-            f"- **The loop** trains VGG-19 at {row['ours']:.1f} pictures/s on {row['device']}, "
-            f"{row['ratio']:.2f} times as fast as {row['library']} ({row['theirs']:.1f})."
-        )
+    begun = rows[rows["network"].isin(BEGINNINGS) & (rows["format"] == "torch")]
+    lines = [
+        f"- {BEGINNINGS[row['network']]}, last trained for {row['epochs']} epochs on {row['device']}: "
+        f"{accuracy(row)} of the test split."
+        for _, row in begun.iterrows()
+    ]
+    lines += [
+        f"- **The loop** trains VGG-19 at {row['ours']:.1f} pictures/s on {row['device']}, "
+        f"{row['ratio']:.2f} times as fast as {row['library']} ({row['theirs']:.1f})."
+        for _, row in speed[speed["what"] == "training VGG-19"].tail(1).iterrows()
+    ]
     return "\n".join([*lines, "", _page(series_table(folder))])
 
 
 def _page(table: pd.DataFrame) -> str:
-    shown = table.copy().astype(object)
-    for column, form in {**COLUMNS, "spread": "{:.2f}"}.items():
-        if column in shown:
-            shown[column] = ["" if pd.isna(value) else form.format(value) for value in table[column]]
-    return shown.fillna("").to_markdown(index=False, disable_numparse=True)
+    forms = {column: form for column, form in {**COLUMNS, "spread": "{:.2f}"}.items() if column in table}
+    shown = {column: table[column].map(form.format, na_action="ignore") for column, form in forms.items()}
+    return table.assign(**shown).astype(object).fillna("").to_markdown(index=False, disable_numparse=True)
 
 
 @checked

@@ -82,11 +82,11 @@ def _tucker(layer: nn.Conv2d, parts: nn.Sequential) -> nn.Sequential:
     return parts
 
 
+@torch.no_grad()
 def on_grid(model: nn.Module) -> float:
     """Return the share of non-zero Conv2d and Linear weights that lie on their channel's 8-bit grid."""
     on = total = 0
     for weight in pruning.prunable(model).values():
-        weight = weight.detach()
         integers, scale = quantization.symmetric_grid(weight)
         alive = weight != 0
         on += int((((weight - integers * scale).abs() < 1e-3 * scale) & alive).sum())

@@ -57,7 +57,6 @@ def state() -> PartialState:
 def provenance(seed: int = 0) -> dict[str, object]:
     """Return the columns that every row ends with; ``device`` names the GPU and the CPU that was timed."""
     device, processor = state().device, describe_device("cpu")
-    installed = (f"{name} {version(name)}" for name in ("torch", "torchvision"))
     command = [Path(sys.executable).name.rstrip("0123456789."), "-m", "helpers.benchmark", *sys.argv[1:]]
     return {
         "command": shlex.join(command),
@@ -66,7 +65,8 @@ def provenance(seed: int = 0) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "versions": ", ".join([f"python {platform.python_version()}", *installed]),
+        "versions": f"python {platform.python_version()}, torch {version('torch')}, "
+        f"torchvision {version('torchvision')}",
     }
 
 
@@ -174,8 +174,7 @@ def answers_path(row: Mapping, folder: Path = PUBLISHED) -> Path:
 
 def keep_answers(row: Mapping, classes: Tensor, folder: Path = PUBLISHED) -> None:
     """Write the class that a network gave each picture, zipped: about half a byte each."""
-    path = answers_path(row, folder)
-    with atomic_path(path) as part, part.open("wb") as file:
+    with atomic_path(answers_path(row, folder)) as part, part.open("wb") as file:
         np.savez_compressed(file, classes.to(torch.uint8).numpy())
 
 

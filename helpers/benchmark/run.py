@@ -35,8 +35,14 @@ def run(name: str, seed: int, bench: Bench) -> None:
     """Make the network of a recipe where it is not there yet, and its rows."""
     recipe, path = NETWORKS[name], bench.target(name, seed)
     note = bench.work / "networks" / f"{name}-{seed}.json"
-    expected = {"network": name, "seed": seed, "data": bench.data, "epochs": bench.length(recipe)}
-    expected |= {"start": bench.mark(recipe.start), "teacher": bench.mark(recipe.teacher)}
+    expected = {
+        "network": name,
+        "seed": seed,
+        "data": bench.data,
+        "epochs": bench.length(recipe),
+        "start": bench.mark(recipe.start),
+        "teacher": bench.mark(recipe.teacher),
+    }
     data = bench.pictures(recipe, seed)
     known = json.loads(note.read_text("utf-8")) if note.exists() and path.exists() else {}
     if expected.items() <= known.items() and known["made"] == fingerprint(path):  # another call made it
@@ -117,22 +123,18 @@ def keep(model: nn.Module, path: Path, history: pd.DataFrame | None) -> Path:
 
 def scan(name: str, unit: str, bench: Bench) -> pd.DataFrame:
     """Return what pruning one layer at a time does to a recipe's network; measured where no row says it."""
-    weights = bench.mark(name).partition("@")[2]
-
-    def found() -> pd.DataFrame:
-        rows = results.read("scans", bench.results)
-        return rows[(rows["weights"] == weights) & (rows["unit"] == unit)]
-
-    if found().empty:
+    weights, rows = bench.mark(name).partition("@")[2], results.read("scans", bench.results)
+    rows = rows[(rows["weights"] == weights) & (rows["unit"] == unit)]
+    if rows.empty:
         data, model = load_data(bench.data), opened(name, bench.file(name)).to(results.state().device)
         held_out, few = data.validation.take(slice(0, 1_000)), data.train.take(slice(0, 500))
         table = pruning.sensitivity(
             model, held_out, RATIOS[unit], unit=unit, calibration=few, precision="auto"
         )
-        table = table[["layer", "ratio", "correct", "recalibrated_correct", "total"]]
+        measured = table[["layer", "ratio", "correct", "recalibrated_correct", "total"]].to_dict("records")
         same = {"weights": weights, "unit": unit, **results.provenance()}
-        results.append("scans", [same | row for row in table.to_dict("records")], bench.results)
-    rows = found()
+        results.append("scans", [same | row for row in measured], bench.results)
+        return scan(name, unit, bench)
     shares = rows[["correct", "recalibrated_correct"]].div(rows["total"], axis=0)
     return rows.assign(accuracy=shares["correct"], recalibrated=shares["recalibrated_correct"])
 
@@ -141,14 +143,12 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
     """Measure a network that is there or shipped anew, without training: for times from one processor."""
     rows = results.known(bench.results)
     own = rows[(rows["network"] == name) & (rows["seed"] == seed) & (rows["data"] == bench.data)]
-    first = seed == NETWORKS[name].seeds[0]  # whose network may also be a shipped one
-    path = (
-        bench.target(name, seed) if bench.target(name, seed).exists() else bench.file(name) if first else None
-    )
-    if own.empty or path is None:
+    recipe = NETWORKS[name]
+    # the first seed's network may be a shipped one
+    path = bench.file(name) if seed == recipe.seeds[0] else bench.target(name, seed)
+    if own.empty or path is None or not path.exists():
         raise ValueError(f"name must be of a network that has rows and a file, got {name!r} with seed {seed}")
     row = own.iloc[-1][[*KEPT]].astype(object).fillna("").to_dict()
-    recipe = NETWORKS[name]
     data = recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed)
     if results.state().is_main_process:
         record(row, path, recipe, data, bench)
