@@ -47,15 +47,15 @@ def stamp(paths: list[Path], address: str = "") -> None:
     """Write an address into pyproject.toml, and badge and cell into notebooks; without one, no badge."""
     import nbformat
 
-    from helpers.files import atomic_path  # not above: what installs PyTorch's friends cannot import them
+    # not above: what installs PyTorch's friends cannot import them
+    from helpers.files import atomic_path, keep
 
     if address and not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         raise ValueError(f"address must be https://github.com/OWNER/NAME, which Colab opens, got {address!r}")
     project = HOME / "pyproject.toml"
     urls = f'[project.urls]\nRepository = "{address}"\n\n' if address else ""
     text = re.sub(r"\[project\.urls\]\nRepository = .*\n\n", "", project.read_text("utf-8"))
-    with atomic_path(project) as part:
-        part.write_text(text.replace("[tool.", f"{urls}[tool.", 1), "utf-8")
+    keep(project, text.replace("[tool.", f"{urls}[tool.", 1).encode())
     tag = "v" + re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1]
     page = f"{COLAB}/github/{address.removeprefix('https://github.com/')}/blob/{tag}"
     for path in paths:
