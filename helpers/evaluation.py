@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.convolution import SmallMaps
 from helpers.data import Data, Split, batches
-from helpers.networks import logits_of, narrow, refusing, widen
+from helpers.networks import logits_of, modes_kept, narrow, refusing, widen
 from helpers.processor import has_bf16, has_tiles
 from helpers.types import Count, Network, Shape, Whole, checked, shown
 
@@ -217,14 +217,9 @@ def paired(answers_a: Answers, answers_b: Answers, labels: Answers) -> Paired:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients for the block; afterwards every module has the mode it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Networks of any make: where their logits are, whether their weights are plain, what they put out."""
+"""Networks of any make: their logits and outputs, whether their weights are plain, which of them can go."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from helpers.types import Network, checked, shown
+from helpers.types import Names, Network, checked, shown
 
 
 def logits_of(output: object) -> Tensor:
@@ -64,6 +64,21 @@ def _not_plain(layer: nn.Module) -> str:
 
 
 @checked
+def prunable(model: Network, skip: Names = ()) -> dict[str, nn.Parameter]:
+    """Return the weights of every Conv2d and Linear by layer name, in order; no biases, no normalisation.
+
+    A weight that layers share is there once, and not at all if one of them is in ``skip``.
+    """
+    check_plain(model)
+    kinds = (nn.Conv2d, nn.Linear)
+    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    known("skip", skip, layers)
+    owners = {id(weight): name for name, weight in reversed(layers.items())}
+    owners |= {id(layers[name]): None for name in skip}
+    return {name: weight for name, weight in layers.items() if owners[id(weight)] == name}
+
+
+@checked
 def outputs(model: Network, pictures: Tensor, *, training: bool) -> list[Tensor]:
     """Run ``model`` once and return every tensor of real numbers that it puts out.
 
@@ -71,20 +86,26 @@ def outputs(model: Network, pictures: Tensor, *, training: bool) -> list[Tensor]
     are in eval mode either way: no statistics move, nothing is dropped. Afterwards, all modes and the random
     state are what they were.
     """
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = training and next(module.children(), None) is not None
     devices = [pictures.device] if pictures.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices):
-            found = [one for one in tree_leaves(model(pictures)) if isinstance(one, Tensor)]
-            found = [one for one in found if one.is_floating_point()]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with modes_kept(model), torch.random.fork_rng(devices):
+        for module in model.modules():
+            module.training = training and next(module.children(), None) is not None
+        leaves = tree_leaves(model(pictures))
+    found = [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
     if not found:
         raise ValueError("model must put out tensors, alone or in tuples, lists and dicts; got none")
     return found
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module, after the block, the mode that it had before: train or eval."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @checked
@@ -100,12 +121,11 @@ def refusing(sentence: str) -> Iterator[None]:
 @checked
 def fixed(model: Network) -> list[nn.Module]:
     """Return the parts that are in eval mode and whose parameters, at least one, are all frozen."""
-    found = []
-    for module in model.modules():
-        trains = [parameter.requires_grad for parameter in module.parameters()]
-        if trains and not any(trains) and not module.training:
-            found.append(module)
-    return found
+    return [
+        module
+        for module in model.modules()
+        if not module.training and {parameter.requires_grad for parameter in module.parameters()} == {False}
+    ]
 
 
 @checked

@@ -13,13 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from helpers.data import Split
 from helpers.evaluation import Precision, measure
-from helpers.networks import check_plain, known
+from helpers.networks import prunable
 from helpers.profiling import file_bytes
 from helpers.training import Callback, Run
 from helpers.types import (
     Count,
     Names,
-    Network,
     Number,
     Positive,
     Share,
@@ -67,21 +66,6 @@ class PolynomialSchedule:
         t = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
         left = (1 - t) ** self.power
         return left * self.initial_sparsity + (1 - left) * self.final_sparsity
-
-
-@checked
-def prunable(model: Network, skip: Names = ()) -> dict[str, nn.Parameter]:
-    """Return the weights of every Conv2d and Linear by layer name, in order; no biases, no normalisation.
-
-    A weight that layers share is there once, and not at all if one of them is in ``skip``.
-    """
-    check_plain(model)
-    kinds = (nn.Conv2d, nn.Linear)
-    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    known("skip", skip, layers)
-    owners = {id(weight): name for name, weight in reversed(layers.items())}
-    owners |= {id(layers[name]): None for name in skip}
-    return {name: weight for name, weight in layers.items() if owners[id(weight)] == name}
 
 
 @checked

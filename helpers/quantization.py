@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from helpers.callbacks import Callback, Run
 from helpers.data import Split
 from helpers.evaluation import Precision, measure
-from helpers.networks import check_plain
+from helpers.networks import check_plain, prunable
 from helpers.types import Bits, Count, Network, Positive, Whole, checked, real, several, shown, tensor, whole
 
 GridBits, CodeBits, Real = whole(1, 16), whole(1, 8), real(ge=-1e300, le=1e300)
@@ -69,15 +69,9 @@ def round_weights(model: Network, bits: Bits, *, per_channel: bool = True, clip:
     """
     check_plain(model)
     rounded = copy.deepcopy(model)
-    for weight in _weights(rounded).values():
+    for weight in prunable(rounded).values():
         weight.copy_(round_to_grid(weight, bits, per_channel=per_channel, clip=clip))
     return rounded
-
-
-def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    kinds = (nn.Conv2d, nn.Linear)
-    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    return dict({id(weight): (name, weight) for name, weight in layers.items()}.values())  # a shared one once
 
 
 def round_to_grid(weight: Tensor, bits: int, *, per_channel: bool = True, clip: bool = False) -> Tensor:
@@ -147,8 +141,7 @@ class QuantizationAware(Callback):
 
     def on_start(self, run: Run) -> None:
         """Keep the exact weights, or take them back after an interruption; put rounded ones in."""
-        check_plain(run.model)
-        self.weights = _weights(run.model)
+        self.weights = prunable(run.model)
         if run.step:
             self._put(self.exact)
         self.on_step(run)
@@ -192,7 +185,7 @@ def codebook(model: Network, bits: CodeBits, *, per_channel: bool = True) -> nn.
     """
     check_plain(model)
     shared = copy.deepcopy(model)
-    for weight in _weights(shared).values():
+    for weight in prunable(shared).values():
         alive, rows = weight != 0, weight.flatten(1)
         size = rows.square().mean(1).sqrt().clamp_min(1e-12) if per_channel else torch.ones_like(rows[:, 0])
         size = size.view(-1, *[1] * (weight.ndim - 1)).expand_as(weight)
@@ -251,7 +244,7 @@ def sweep(
     Returns:
         A row per number of bits: bits, the columns of ``measure``, bytes (of the weights alone, packed).
     """
-    count, rows = sum(weight.numel() for weight in _weights(model).values()), []
+    count, rows = sum(weight.numel() for weight in prunable(model).values()), []
     for number in bits:
         rounded = round_weights(model, number, per_channel=per_channel)
         found = measure(rounded, split, calibration, precision=precision)
