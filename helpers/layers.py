@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from helpers.files import digest
 from helpers.networks import check_plain
 
-_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-_CONVOLUTION = (*_CONVOLUTION, "padding_mode", "bias")
+_CONVOLUTION = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    *("padding_mode", "bias"),
+)
 _RUNNING = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # the constructor's, of layers whose shape may change
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
@@ -60,14 +62,23 @@ def describe(model: nn.Module) -> dict:
     """
     modules = list(model.named_modules(remove_duplicate=False))
     check_plain(model)
-    described = layers(model)
-    settings = {name: _settings(name, layer) for name, layer in modules if name not in described}
-    seen = {id(layer) for _, layer in modules}
-    private = {name: _private(name, layer, seen) for name, layer in modules if name not in described}
-    weights = {name: list(tensor.shape) for name, tensor in _entries(model) if _owner(name) not in described}
-    shared = _grouped((name, id(layer)) for name, layer in modules if [*layer.parameters(), *layer.buffers()])
-    parts = described, settings, private, weights, shared, ties(model)
-    return json.loads(json.dumps(dict(zip(PARTS, parts, strict=True))))
+    described, seen = layers(model), {id(layer) for _, layer in modules}
+    others = [(name, layer) for name, layer in modules if name not in described]
+    parts = {
+        "layers": described,
+        "settings": {name: _settings(name, layer) for name, layer in others},
+        "private": {name: _private(name, layer, seen) for name, layer in others},
+        "weights": {
+            name: list(tensor.shape)
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if _owner(name) not in described
+        },
+        "shared": _grouped(
+            (name, id(layer)) for name, layer in modules if [*layer.parameters(), *layer.buffers()]
+        ),
+        "ties": ties(model),
+    }
+    return json.loads(json.dumps(parts))
 
 
 def layers(model: nn.Module) -> dict[str, dict]:
@@ -88,7 +99,7 @@ def ties(model: nn.Module) -> list[list[str]]:
     Raises:
         ValueError: weights share memory in different shapes.
     """
-    entries = dict(_entries(model))
+    entries = model.state_dict(keep_vars=True)
     groups = _grouped((name, tensor.data_ptr() or id(tensor)) for name, tensor in entries.items())
     for names in groups:
         if len({(entries[name].shape, entries[name].stride()) for name in names}) > 1:
@@ -139,7 +150,7 @@ def rebuild(model: nn.Module, description: dict) -> None:
         for name in others:
             if model.get_submodule(name) is not layer:
                 model.set_submodule(name, layer)
-    entries = dict(_entries(model))
+    entries = model.state_dict(keep_vars=True)
     for name, shape in description.get("weights", {}).items():  # a parameter that no layer's shape implies
         tensor = entries.get(name)
         if tensor is not None and list(tensor.shape) != shape and math.prod(shape) < tensor.numel():
@@ -155,7 +166,7 @@ def tie(model: nn.Module, description: dict) -> None:
         ValueError: other weights of ``model`` are tied than these.
     """
     for names in description["ties"]:
-        entries = dict(_entries(model))
+        entries = model.state_dict(keep_vars=True)
         if strange := set(names) - entries.keys():
             raise ValueError(f"there is no weight {min(strange)}")
         for name in names:
@@ -176,10 +187,6 @@ def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return iter(model.state_dict(keep_vars=True).items())
 
 
 def _grouped(pairs: Iterator[tuple[str, int]]) -> list[list[str]]:
