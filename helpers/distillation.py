@@ -28,7 +28,7 @@ def soften(logits: tensor(), temperature: Temperature = 1.0) -> Tensor:
     """
     if not logits.ndim:
         raise ValueError("logits must have their classes last, got a single number")
-    logits = _at_least_float32(logits)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     shifted = logits - logits.amax(-1, keepdim=True)  # so that a tiny temperature cannot overflow
     return F.softmax(shifted / temperature, dim=-1)
 
@@ -77,7 +77,7 @@ def distillation_loss(
         log_target=True,
     )
     loss = alpha * temperature**2 * soft + (1 - alpha) * F.cross_entropy(student, labels)
-    return loss.to(_at_least_float32(student_logits).dtype)
+    return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
 
 
 class DistillationLoss(nn.Module):
@@ -108,11 +108,11 @@ class DistillationLoss(nn.Module):
     def forward(self, student_logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return a batch's scalar loss: student_logits B x C, images B x 3 x H x W, labels B or B x C."""
         if self.teacher is None:
-            answers, classes = labels.clamp_min(1e-30).log(), labels.argmax(1)
-            return distillation_loss(student_logits, answers, classes, self.temperature, self.alpha)
-        with torch.no_grad():
-            teacher_logits = logits_of(self.teacher.eval()(images))  # whatever mode the loss is in
-        return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
+            answers, labels = labels.clamp_min(1e-30).log(), labels.argmax(1)
+        else:
+            with torch.no_grad():
+                answers = logits_of(self.teacher.eval()(images))  # whatever mode the loss is in
+        return distillation_loss(student_logits, answers, labels, self.temperature, self.alpha)
 
 
 @checked
@@ -191,7 +191,3 @@ def temperature_effect(logits: tensor(1), temperature: Temperature) -> dict[str,
         "gradient_scale": scale,
         "scaled_gradient": scale * temperature**2,
     }
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -68,8 +68,7 @@ def from_folder(
     if validation + test >= 1:
         raise ValueError(f"validation must leave pictures to train on, got {validation} beside test {test}")
     classes, parts = _parts(path, {"validation": validation, "test": test}, seed)
-    listed = [one for part in parts.values() for one in part]
-    files = [file for file, _ in listed]
+    files = [file for part in parts.values() for file, _ in part]
     if 3 * size[0] * size[1] * len(files) <= memory_gb * 1e9:
         broken: list[str] = []
         rows = np.fromiter(_rows(files, size, broken, progress), np.dtype((np.uint8, (3, *size))))
@@ -138,9 +137,9 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
             parts[part] += [(file, label) for file in files[:count]]
             files = files[count:]
         if not files:
-            few, needed = len(found["train"][name]), len(drawn) + 1
             raise ValueError(
-                f"path must hold at least {needed} pictures of each class, got {few} of {name!r} in {path}"
+                f"path must hold at least {len(drawn) + 1} pictures of each class, "
+                f"got {whole} of {name!r} in {path}"
             )
         parts["train"] += [(file, label) for file in files]
         for part in found.keys() - {"train"}:

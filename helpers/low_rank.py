@@ -262,15 +262,15 @@ def factorize(
         if len(alone) and budget is None:
             why = f"left alone, since two parts would be no smaller at energy {energy:g}"
             warnings.warn(f"{why}: {', '.join(alone)}", stacklevel=3)  # 3: whoever called
-        return choosing.tried(_apply(model, plan, factors), runs)
-    layers = factorizable(model, skip)
-    known("ranks", ranks, layers)
-    others = [*skip, *(name for name in layers if name not in ranks)]
-    options, factors = _take_apart(model, others, scheme, pictures, None)
-    plan = choosing.by_hand(options, ranks)
-    for row in plan[plan["factorized_parameters"] >= plan["parameters"]].itertuples():
-        sizes = f"{row.parameters:,} to {row.factorized_parameters:,} weights"
-        warnings.warn(f"layer {row.layer} grows from {sizes} at rank {row.rank}", stacklevel=3)
+    else:
+        layers = factorizable(model, skip)
+        known("ranks", ranks, layers)
+        others = [*skip, *(name for name in layers if name not in ranks)]
+        options, factors = _take_apart(model, others, scheme, pictures, None)
+        plan = choosing.by_hand(options, ranks)
+        for row in plan[plan["factorized_parameters"] >= plan["parameters"]].itertuples():
+            sizes = f"{row.parameters:,} to {row.factorized_parameters:,} weights"
+            warnings.warn(f"layer {row.layer} grows from {sizes} at rank {row.rank}", stacklevel=3)
     return choosing.tried(_apply(model, plan, factors), runs)
 
 

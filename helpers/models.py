@@ -131,9 +131,8 @@ def load(path: AnyPath, into: Network | None = None) -> nn.Module:
         CheckpointError: the file is missing, truncated, altered, not of ``save`` or does not fit ``into``.
     """
     metadata, tensors = read_safetensors(path)
-    recipe, packed = metadata.get("recipe", ""), metadata.get("packed", "{}")
-    if metadata.get("format") != FORMAT:
-        form = metadata.get("format")
+    recipe, packed, form = metadata.get("recipe", ""), metadata.get("packed", "{}"), metadata.get("format")
+    if form != FORMAT:
         raise CheckpointError(f"{path} is not a model of this project (format {form!r}). {WAY_OUT}")
     if into is None and recipe.startswith('{"layers"'):
         hint = "load it with into=, a fresh instance of its class"

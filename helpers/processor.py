@@ -42,9 +42,8 @@ def has_tiles(device_type: str = "cpu") -> bool:
 
 def multiplies_int8() -> bool:
     """Whether the CPU multiplies int8 without saturating: x86 without VNNI does not, others do."""
-    if platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686"):
-        return True
-    return has_flag("avx512_vnni", "avx_vnni")
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
+    return not x86 or has_flag("avx512_vnni", "avx_vnni")
 
 
 @checked

@@ -103,13 +103,18 @@ def profile(
         macs, and with ``latency`` also latency_ms. A layer used twice has two rows and its parameters in the
         first only.
     """
-    found, rows = calls(model, input_shape), []
-    for call in found:
-        rows.append({
-            "layer": call.name, "type": type(call.layer).__name__, "output_shape": call.output_shape,
+    found = calls(model, input_shape)
+    rows = [
+        {
+            "layer": call.name,
+            "type": type(call.layer).__name__,
+            "output_shape": call.output_shape,
             "parameters": sum(one.numel() for one in call.own if isinstance(one, nn.Parameter)),
-            "bytes": sum(one.nbytes for one in call.own), "macs": call.macs,
-        })  # fmt: skip
+            "bytes": sum(one.nbytes for one in call.own),
+            "macs": call.macs,
+        }
+        for call in found
+    ]
     if latency:
         times = time_in_turns({str(row): call.run for row, call in enumerate(found)}, repeats)
         for row, call in enumerate(found):  # without its parts' time, which are the rows before
