@@ -209,11 +209,10 @@ def _private(name: str, layer: nn.Module, seen: set[int]) -> dict[str, str]:
     # torch's own layers have none that their public attributes do not imply; an empty cache is like None
     if type(layer).__module__.partition(".")[0] == "torch":
         return {}
-    plain = {key: value for key, value in vars(layer).items() if key[0] == "_" and key not in OF_MODULES}
     said = {
         key: _said(f"{name}.{key}", value, seen)
-        for key, value in plain.items()
-        if value is not None and not key.startswith(OF_TOOLS)
+        for key, value in vars(layer).items()
+        if key[0] == "_" and key not in OF_MODULES and not key.startswith(OF_TOOLS) and value is not None
     }
     return {key: text for key, text in said.items() if text != "()"}
 

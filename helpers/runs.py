@@ -52,14 +52,10 @@ def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
     with torch.no_grad(), counted(network) as counter, hooked(modules, leave, enter):
         forward(network, example_of(model, input_shape))
     first_runs = {call.name: call for call in reversed(found)}
-    seen: set[int] = set()
-    for name, layer in modules.items():
-        while name not in first_runs:  # a list, say, or what the module around it reads without calling it
+    for name, one in (*network.named_parameters(), *network.named_buffers()):
+        while name not in first_runs:  # up to its layer, or to the module that reads it without calling that
             name = name.rpartition(".")[0]
-        for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
-            if id(one) not in seen:
-                first_runs[name].own.append(one)
-            seen.add(id(one))
+        first_runs[name].own.append(one)
     kept, counts = [], []
     for call in found:
         inside = sum(counts[len(counts) - call.parts :])
