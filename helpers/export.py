@@ -79,14 +79,13 @@ def to_onnx(model: nn.Module, path: OnnxPath, pictures: Pictures | None = None) 
         if size > LARGEST_ONNX:
             held = f"its weights are {size / 1e9:.3g} GB, and an ONNX file holds {LARGEST_ONNX / 1e9:.3g} GB"
             raise ExportError(f"{path} was not written: {held}. Way out: to_executorch or to_coreml.")
-        batch = torch.export.Dim("batch", min=1, max=65_536)
         program = torch.onnx.export(
             frozen,
             (example(2, shape_of(pictures)),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65_536)},),
             verbose=False,
         )
         import onnx_ir

@@ -88,10 +88,6 @@ def _stored(variable: Any) -> Any:
 # -- what takes more than a line -----------------------------------------------------------------------------
 
 
-def _kernels(a: Arguments) -> list[int]:
-    return a["kernel_sizes"] if "kernel_sizes" in a else list(a["weight"].shape[2:])
-
-
 def _ones(a: Arguments) -> list[int]:
     return [1] * (a["x"].ndim - 2)
 
@@ -101,7 +97,8 @@ def _padded(a: Arguments, value: float = 0.0) -> Tensor:
     kind, sizes = a.get("pad_type", "valid"), a["x"].shape[2:]
     pads = a["pad"] if kind == "custom" else [0] * 2 * len(sizes)
     if kind in ("same", "same_lower"):
-        steps = zip(sizes, _kernels(a), a.get("strides", _ones(a)), a.get("dilations", _ones(a)), strict=True)
+        kernels = a["kernel_sizes"] if "kernel_sizes" in a else a["weight"].shape[2:]
+        steps = zip(sizes, kernels, a.get("strides", _ones(a)), a.get("dilations", _ones(a)), strict=True)
         totals = [max(0, (math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n) for n, k, s, d in steps]
         pads = [part for n in totals for part in ((n // 2, n - n // 2)[:: 1 if kind == "same" else -1])]
     return _pad(a["x"], pads, value=value)
@@ -176,7 +173,7 @@ def _split(a: Arguments) -> tuple[Tensor, ...]:
 
 
 def _slice(a: Arguments) -> Tensor:
-    x, count = _tensor(a["x"]), len(a["begin"])
+    x, count = torch.as_tensor(a["x"]), len(a["begin"])
     steps, squeezed = a.get("stride", [1] * count), a.get("squeeze_mask", [False] * count)
     open_begin, open_end = (a.get(name, [False] * count) for name in ("begin_mask", "end_mask"))
     for axis, (begin, end, step) in enumerate(zip(a["begin"], a["end"], steps, strict=True)):
@@ -187,7 +184,7 @@ def _slice(a: Arguments) -> Tensor:
 
 
 def _gather(a: Arguments) -> Tensor:
-    x, indices = _tensor(a["x"]), _tensor(a["indices"])
+    x, indices = torch.as_tensor(a["x"]), torch.as_tensor(a["indices"])
     axis = a.get("axis", 0) % x.ndim
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
@@ -197,16 +194,16 @@ def _gather(a: Arguments) -> Tensor:
 def _scatter(a: Arguments) -> Tensor:
     if a.get("mode", "add") not in ("add", "update"):
         raise UnknownOperation(f"scatter of mode {a['mode']} cannot be computed outside Core ML")
-    data, indices = _tensor(a["data"]), _tensor(a["indices"])
+    data, indices = torch.as_tensor(a["data"]), torch.as_tensor(a["indices"])
     axis = a.get("axis", 0) % data.ndim
     indices = torch.where(indices < 0, indices + data.shape[axis], indices).reshape(-1)
-    updates = _tensor(a["updates"]).reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :]).to(data.dtype)
+    updates = torch.as_tensor(a["updates"]).reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
     place = torch.index_add if a.get("mode", "add") == "add" else torch.index_copy
-    return place(data, axis, indices, updates)
+    return place(data, axis, indices, updates.to(data.dtype))
 
 
 def _concat(a: Arguments) -> Tensor:
-    values, axis = [_tensor(value) for value in a["values"]], a["axis"]
+    values, axis = [torch.as_tensor(value) for value in a["values"]], a["axis"]
     if not a.get("interleave", False):
         return torch.cat(values, axis)
     axis %= values[0].ndim
@@ -214,7 +211,7 @@ def _concat(a: Arguments) -> Tensor:
 
 
 def _expand_dims(a: Arguments) -> Tensor:
-    x = _tensor(a["x"])
+    x = torch.as_tensor(a["x"])
     rank = x.ndim + len(a["axes"])
     for axis in sorted(axis % rank for axis in a["axes"]):
         x = x.unsqueeze(axis)
@@ -240,19 +237,11 @@ def _gelu(a: Arguments) -> Tensor:
 
 def _cast(a: Arguments) -> Tensor:
     kinds = {"bool": torch.bool, "fp16": torch.float32, "fp32": torch.float32}
-    return _tensor(a["x"]).to(kinds.get(a["dtype"], torch.int64))
-
-
-def _tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value)
-
-
-def _whole(values: Any) -> list[int]:
-    return [int(value) for value in values]
+    return torch.as_tensor(a["x"]).to(kinds.get(a["dtype"], torch.int64))
 
 
 def _elementwise(function: Callable, *names: str) -> Callable[[Arguments], Tensor]:
-    return lambda a: function(*(_tensor(a[name]) for name in names))
+    return lambda a: function(*(torch.as_tensor(a[name]) for name in names))
 
 
 def _reduced(function: Callable) -> Callable[[Arguments], Tensor]:
@@ -315,18 +304,18 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "rsqrt": lambda a: (a["x"] + _number(a, default=1e-12)).rsqrt(),
     "inverse": lambda a: 1 / (a["x"] + _number(a, default=1e-4)),
     "concat": _concat,
-    "stack": lambda a: torch.stack([_tensor(value) for value in a["values"]], a["axis"]),
+    "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], a["axis"]),
     "split": _split,
     "pad": lambda a: _pad(a["x"], a["pad"], a.get("mode", "constant"), _number(a, "constant_val", 0)),
-    "reshape": lambda a: a["x"].reshape(_whole(a["shape"])),
+    "reshape": lambda a: a["x"].reshape([*map(int, a["shape"])]),
     "transpose": lambda a: a["x"].permute(a["perm"]),
     "expand_dims": _expand_dims,
     "squeeze": lambda a: a["x"].squeeze(a.get("axes", list(range(a["x"].ndim)))),
-    "tile": lambda a: a["x"].repeat(_whole(a["reps"])),
+    "tile": lambda a: a["x"].repeat([*map(int, a["reps"])]),
     "slice_by_index": _slice,
     "gather": _gather,
     "scatter": _scatter,
-    "select": lambda a: torch.where(_tensor(a["cond"]), a["a"], a["b"]),
+    "select": lambda a: torch.where(torch.as_tensor(a["cond"]), a["a"], a["b"]),
     "identity": lambda a: a["x"],
     "crop": lambda a: _pad(a["x"], [-n for side in ("height", "width") for n in a[f"crop_{side}"]]),
     "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], a["upscale_factor"]),

@@ -79,10 +79,9 @@ def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix:
             raise
         except Exception as error:  # each runtime has its own kinds
             said = str(error).partition("\n")[0][:200]
-            text = (
+            raise ValueError(
                 f"{path} cannot be read by {package} ({said}). Way out: write it anew, with helpers.export."
-            )
-            raise ValueError(text) from error
+            ) from error
 
 
 onnx_session = open_session
