@@ -21,10 +21,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable)
@@ -113,7 +114,9 @@ def _exact(hint: Any) -> Any:
         return Annotated[exact, BeforeValidator(functools.partial(_so_many, len(parts)))] if fixed else exact
     if hint is bool:
         return Annotated[bool, BeforeValidator(lambda value: bool(value) if _is_flag(value) else value)]
-    return _instance(hint) if isinstance(hint, type) and hint not in (Any, *PLAIN) else hint
+    if isinstance(hint, type) and hint not in (Any, *PLAIN):
+        return Annotated[Any, GetPydanticSchema(lambda *_: core_schema.is_instance_schema(hint))]
+    return hint
 
 
 def _is_flag(value: Any) -> bool:
@@ -130,15 +133,6 @@ def _so_many(count: int, value: Any) -> Any:
     if isinstance(value, tuple) and len(value) != count:
         raise PydanticCustomError("tuple_length", f"be a tuple of {count}")
     return value
-
-
-def _instance(kind: type) -> Any:
-    def check(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise PydanticCustomError("is_instance_of", f"be an instance of {kind.__name__}")
-        return value
-
-    return Annotated[Any, BeforeValidator(check)]
 
 
 # -- numbers ---------------------------------------------------------------------------------------------
