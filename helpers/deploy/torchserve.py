@@ -3,7 +3,6 @@
 Source: https://docs.pytorch.org/serve (0.12): custom handlers, batch inference, token authorization.
 """
 
-import io
 import json
 import os
 import re
@@ -25,9 +24,9 @@ from typing import Any
 
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torchvision.io import encode_png
 
 from helpers.data import Split
 from helpers.deploy import handler
@@ -153,14 +152,10 @@ def serving(path: Archive, *, seconds: Positive = 120) -> Iterator[Server]:
             ),  # where Java unpacks the archive: two servers must not share it
         }
         environment.pop("TS_CONFIG_FILE", None)  # it would come before --ts-config
-        command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground"]
-        command += [
-            "--ts-config",
-            "config.properties",
-            "--model-store",
-            "store",
-            "--models",
-            f"{path.stem}={path.name}",
+        command = [
+            *(sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--foreground"),
+            *("--ts-config", "config.properties", "--model-store", "store"),
+            *("--models", f"{path.stem}={path.name}"),
         ]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -191,9 +186,7 @@ def png(image: Tensor) -> bytes:
     """Encode a picture, uint8, 3 x H x W, as a PNG file, which loses nothing."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise ValueError(f"image must be uint8, 3 x H x W, got {image.dtype}, {tuple(image.shape)}")
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png(image).numpy().tobytes()
 
 
 @contextmanager
