@@ -224,9 +224,10 @@ def _mapped(
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # mean and std of each channel, in [0, 1], from counts of the 256 levels: no picture becomes a float
-    counts = torch.zeros(3, 256, dtype=torch.int64)
-    for some in images.split(1000):
-        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in some.unbind(1)])
+    counts = sum(
+        torch.stack([channel.flatten().bincount(minlength=256) for channel in some.unbind(1)])
+        for some in images.split(1000)
+    )
     shares, levels = counts.double() / counts[0].sum(), torch.arange(256).double() / 255
     mean = shares @ levels
     std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt().clamp_min(1 / 255)

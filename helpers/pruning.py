@@ -220,8 +220,10 @@ class GradualPruner(Callback):
         drawn = masks_for(saliency, self.schedule(run.progress), self.scope)
         self.masks = {name: mask & self.masks.get(name, mask) for name, mask in drawn.items()}
         self._taylor = {}
-        states = {name: run.optimizer.state.get(weight, {}) for name, weight in self.weights.items()}
-        momenta = {name: state.get("momentum_buffer") for name, state in states.items()}
+        momenta = {
+            name: run.optimizer.state.get(weight, {}).get("momentum_buffer")
+            for name, weight in self.weights.items()
+        }
         _clear({name: momentum for name, momentum in momenta.items() if momentum is not None}, self.masks)
         _clear(self.weights, self.masks)
         last = run.step == run.steps

@@ -56,12 +56,12 @@ def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
         while name not in first_runs:  # up to its layer, or to the module that reads it without calling that
             name = name.rpartition(".")[0]
         first_runs[name].own.append(one)
-    kept, counts = [], []
-    for call in found:
-        inside = sum(counts[len(counts) - call.parts :])
-        counts.append(int(bool(call.macs or call.own or next(call.layer.children(), None) is None)))
-        kept += [call._replace(parts=inside)] * counts[-1]
-    return kept
+    stays = [bool(call.macs or call.own or next(call.layer.children(), None) is None) for call in found]
+    return [
+        call._replace(parts=sum(stays[place - call.parts : place]))
+        for place, call in enumerate(found)
+        if stays[place]
+    ]
 
 
 @checked
