@@ -128,7 +128,6 @@ STUDENTS = {
 }
 # fresh answers: the teacher is asked about each picture as it is shown (Beyer 2022, section 3)
 FRESH = {"recorded": False, "fit": {"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8}}
-ZEROS = {"shown": TORCH, "claimed": PRUNED, **OWN}
 COMPRESSED = {
     "zeros95": slowly(0.01, 2, callbacks=gradual(0.95, end=0.3), file="vgg19_zeros95"),
     "zeros95_patient": slowly(
@@ -136,7 +135,7 @@ COMPRESSED = {
         3,
         start="zeros95",
         callbacks=gradual(0.95),
-        label="pruned, 95% zeros, for longer",
+        label="pruned, 95% zeros",
         claimed=PRUNED,
         **FRESH,
     ),
@@ -146,14 +145,14 @@ COMPRESSED = {
         for percent in (90, 95, 98)
     },
     # twice as long, with answers given once
-    "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), label="pruned, 98% zeros", **ZEROS),
+    "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), **OWN),
     # from one to the next, with fresh answers
     "zeros98_patient": slowly(
         0.01,
         3,
         start="zeros95",
         callbacks=gradual(0.98, end=0.3),
-        label="pruned, 98% zeros, for longer",
+        label="pruned, 98% zeros",
         claimed=PRUNED,
         **FRESH,
     ),
