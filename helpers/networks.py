@@ -72,6 +72,8 @@ def prunable(model: Network, skip: Names = ()) -> dict[str, nn.Parameter]:
     check_plain(model)
     kinds = (nn.Conv2d, nn.Linear)
     layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    if not layers:
+        raise ValueError("model must have a Conv2d or Linear layer, since no others are pruned; got none")
     known("skip", skip, layers)
     owners = {id(weight): name for name, weight in reversed(layers.items())}
     owners |= {id(layers[name]): None for name in skip}

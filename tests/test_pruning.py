@@ -136,6 +136,12 @@ def test_masks_name_what_is_wrong():
         prunable(small(), skip="classifier")
 
 
+@pytest.mark.parametrize("act", [lambda net: prune_once(net, 0.5), sparsity_table, prunable])
+def test_a_network_without_layers_to_prune_is_refused_and_not_left_as_it_is_in_silence(act):
+    with pytest.raises(ValueError, match="must have a Conv2d or Linear layer"):
+        act(nn.Sequential(nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2)))
+
+
 def test_prune_once_leaves_skipped_layers_biases_and_norms_alone():
     model = small()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -44,7 +44,7 @@ def logits(
 @checked
 def accuracy(path: AnyPath, split: Pictures) -> Accuracy:
     """Measure top-1 accuracy of an exported network (.onnx, .tflite or .pte) on ``split``: see ``logits``."""
-    return Accuracy(int((logits(path, split).argmax(1) == split.labels).sum()), len(split))
+    return Accuracy(int((logits(path, split).argmax(1) == split.likeliest).sum()), len(split))
 
 
 @checked
