@@ -224,4 +224,4 @@ def test_a_page_without_its_marks_is_refused_and_the_rest_of_it_stays(tmp_path):
     text = page.read_text()
     assert text.startswith("above\n" + readme.MARKS[0])
     assert text.endswith(readme.MARKS[1] + "\nbelow")
-    assert re.search(r"\| pruned, 95% zeros, for longer +\|", text)
+    assert re.search(r"\| pruned, 95% zeros +\|", text)
