@@ -98,7 +98,7 @@ def test_every_figure_is_drawn_by_a_notebook():
 def test_every_measured_number_outside_the_table_is_in_the_results():
     """Numbers inside the marks are written by helpers.benchmark.page, and compared in test_results."""
     outside = page.MARKS[0].join([README.split(page.MARKS[0])[0], README.split(page.MARKS[1])[1]])
-    names = ["teacher", "zeros95_patient", "fast_convnet_taught"]
+    names = ["teacher", "zeros95_patient", "spatial7_longer", "fast_convnet_taught"]
     names += [
         f"fast_convnet_2m_{step}"
         for step in ("taught", "zeros70", "thin_zeros75", "thinner_assisted", "alone")
