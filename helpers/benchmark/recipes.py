@@ -43,6 +43,12 @@ def on(lr: float, epochs: int, **settings: object) -> Recipe:
     return Recipe(**{**FROM, "epochs": epochs, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
 
 
+def freshly(lr: float, epochs: int, **settings: object) -> Recipe:
+    """Return the recipe of such a network, by Muon, whose teacher answers each picture as it is shown."""
+    fit = MUON | {"lr": lr, "batch_size": 250, "cutout": 8}
+    return on(lr, epochs, recorded=False, fit=fit, **settings)
+
+
 def slowly(lr: float, epochs: int, **settings: object) -> Recipe:
     """Return the recipe of a network made from the teacher and taught by it, by small steps of SGD."""
     return Recipe(
@@ -146,25 +152,21 @@ COMPRESSED = {
     },
     # twice as long, with answers given once
     "zeros98": slowly(0.01, 2, callbacks=gradual(0.98, end=0.3), **OWN),
-    # from one to the next, with fresh answers
-    "zeros98_patient": slowly(
-        0.01,
-        3,
-        start="zeros95",
-        callbacks=gradual(0.98, end=0.3),
-        label="pruned, 98% zeros",
-        claimed=PRUNED,
-        **FRESH,
-    ),
-    "zeros99": slowly(
-        0.01,
-        2,
-        start="zeros98_patient",
-        callbacks=gradual(0.99, end=0.3),
-        label="pruned, 99% zeros",
-        claimed=PRUNED,
-        **FRESH,
-    ),
+    **{  # from one to the next, with fresh answers
+        name: slowly(
+            0.01,
+            epochs,
+            start=start,
+            callbacks=gradual(zeros, end=0.3),
+            label=f"pruned, {zeros:.0%} zeros",
+            claimed=PRUNED,
+            **FRESH,
+        )
+        for name, start, zeros, epochs in (
+            ("zeros98_patient", "zeros95", 0.98, 3),
+            ("zeros99", "zeros98_patient", 0.99, 2),
+        )
+    },
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
     "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
@@ -177,22 +179,8 @@ COMPRESSED = {
         claimed=COMBINED,
     ),
     "rank7": on(0.015, 2, change=rank(7, 4)),
-    "spatial7": on(
-        0.015,
-        5,
-        change=rank(7, 4, scheme="auto", pictures=None),
-        recorded=False,
-        fit=MUON | {"lr": 0.015, "batch_size": 250, "cutout": 8},
-    ),
-    "spatial7_longer": on(
-        0.02,
-        8,
-        start="spatial7",
-        recorded=False,
-        fit=MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8},
-        label="low rank",
-        claimed=LOW_RANK,
-    ),
+    "spatial7": freshly(0.015, 5, change=rank(7, 4, scheme="auto", pictures=None)),
+    "spatial7_longer": freshly(0.02, 8, start="spatial7", label="low rank", claimed=LOW_RANK),
     "one_call": on(0.015, 8, change=rank(7, 4), callbacks=gradual(0.6, end=0.5)),  # all three in one call
     "one_call_longer": on(
         0.02,
@@ -202,11 +190,7 @@ COMPRESSED = {
         label="low rank, 60% zeros",
         claimed=COMBINED,
     ),
-    "one_call_patient": Recipe(  # as zeros95_patient
-        **FROM
-        | {"start": "one_call_longer", "recorded": False, "epochs": 12, "callbacks": gradual(0.6)}
-        | {"fit": MUON | {"lr": 0.02, "batch_size": 250, "cutout": 8}},
-    ),
+    "one_call_patient": freshly(0.02, 12, start="one_call_longer", callbacks=gradual(0.6)),
 }
 
 SMALLER = {  # the best student, made smaller in its turn; the first is the control
