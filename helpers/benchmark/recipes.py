@@ -165,11 +165,13 @@ COMPRESSED = {
         for name, start, zeros, epochs in (
             ("zeros98_patient", "zeros95", 0.98, 3),
             ("zeros99", "zeros98_patient", 0.99, 2),
+            ("zeros99_patient", "zeros99", 0.99, 3),
         )
     },
     "at_once95": slowly(0.01, 2, change=at_once(0.95), callbacks=gradual(0.95), **OWN),
     "control": slowly(0.01, 2, **OWN),
-    "channels17": on(0.03, 4, change=by_sensitivity(0.03), label="fewer channels"),
+    "channels12": freshly(0.03, 12, change=by_sensitivity(0.025), label="fewer channels"),
+    "channels17": on(0.03, 4, change=by_sensitivity(0.03)),
     "channels17_zeros75": on(
         0.015,
         3,
