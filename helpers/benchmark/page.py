@@ -25,8 +25,8 @@ Written by `helpers.benchmark.page` from the tables beside it, as [data/README.m
 - *points*, *paired p* and *times* compare with the network that it was made from or taught by. *spread* is
   the standard deviation over seeds; *paired p* is the first seed's.
 - *times smaller* is of zipped files for int8 and for networks with zeros, against the float32 file, not
-  zipped. *torch* is the smallest of our own storages; weights were kept in half precision, so about half of
-  a sparse file's factor there is not pruning's.
+  zipped. *torch* is the smallest of our own storages; weights are kept in half precision, which
+  alone gives about half of a sparse file's factor.
 - *times faster*: each file in its own runtime, one picture on one thread (*torch* against PyTorch, the
   others against ONNX Runtime). *coreml* is float16, its answers computed with PyTorch.
 """
