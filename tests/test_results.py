@@ -35,6 +35,23 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_networks_are_called_as_in_the_lessons():
+    names = (
+        "teacher",
+        "fast_convnet_2m_taught",
+        "fast_convnet_2m_alone",
+        "fast_convnet_2m_zeros70",
+        "zeros99",
+    )
+    assert [results.called(name) for name in names] == [
+        "VGG-19",
+        "fast_2m",
+        "fast_2m alone",
+        "fast_2m_zeros70",
+        "zeros99",
+    ]
+
+
 def test_rows_are_appended_and_a_missing_table_is_empty(folder):
     assert results.read("speed", folder).columns.tolist() == list(SCHEMA["speed"])
     results.append("speed", [speed(what="a, b", ours=1)], folder)

@@ -272,6 +272,13 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
     return pd.DataFrame(rows)
 
 
+@checked
+def called(network: str) -> str:
+    """Return what the lessons call a recipe's network: "fast_2m" is fast_convnet_2m_taught, "VGG-19" teacher."""
+    short = network.replace("_convnet", "").removesuffix("_taught").replace("_alone", " alone")
+    return {"teacher": "VGG-19"}.get(network, short)
+
+
 @functools.cache
 def labels() -> Tensor:
     """Return the true classes of CIFAR-10's test pictures, from the file beside the answers."""
