@@ -274,7 +274,7 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
 
 @checked
 def called(network: str) -> str:
-    """Return what the lessons call a recipe's network: "fast_2m" is fast_convnet_2m_taught, "VGG-19" teacher."""
+    """Return what the lessons call a network: fast_2m for fast_convnet_2m_taught, VGG-19 for teacher."""
     short = network.replace("_convnet", "").removesuffix("_taught").replace("_alone", " alone")
     return {"teacher": "VGG-19"}.get(network, short)
 
