@@ -47,11 +47,8 @@ def panels(
         axes.set(**wanted)
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":  # labelled 1, 2, 5, 10, ... instead of by powers
-                axis.set(
-                    major_locator=LogLocator(subs=(1, 2, 5)),
-                    major_formatter="{x:,g}",
-                    minor_formatter=NullFormatter(),
-                )
+                axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:,g}")
+                axis.set_minor_formatter(NullFormatter())
     return figure, list(grid.flat)
 
 
@@ -150,10 +147,9 @@ def soft_targets(images: Tensor, probabilities: Tensor, classes: Sequence[str], 
 def learning_curves(histories: Mapping[str, pd.DataFrame], teacher: float | None = None) -> Figure:
     """Draw loss and validation accuracy by epoch, a line per run: {name: what ``fit`` returned}.
     ``teacher`` is the teacher's validation accuracy, in [0, 1], drawn as a line."""
-    kind = "training loss" if len(histories) == 1 else "training loss (each its own)"
     figure, (loss, accuracy) = panels(
         (9, 3.2),
-        {"title": kind, "xlabel": "epoch", "yscale": "log"},
+        {"title": "training loss", "xlabel": "epoch", "yscale": "log"},
         {"title": "validation accuracy (%)", "xlabel": "epoch"},
     )
     for name, history in histories.items():
@@ -172,10 +168,9 @@ def differences(pairs: Mapping[str, Paired], xlabel: str) -> Figure:
     figure, (axes,) = panels((6.4, 0.9 + 0.42 * len(pairs)), {"xlabel": xlabel})
     for place, pair in enumerate(pairs.values()):
         axes.errorbar(pair.points, place, xerr=pair.points - pair.interval[0], fmt="o", color=BLUE, capsize=3)
-        axes.annotate(
-            f"{pair.points:+.2f}", (pair.points, place - 0.12), fontsize=8, ha="center", va="bottom"
-        )
-    axes.axvline(0, color="black", linewidth=1)
+        look = {"fontsize": 8, "ha": "center", "va": "bottom", "bbox": ON_WHITE}
+        axes.annotate(f"{pair.points:+.2f}", (pair.points, place - 0.16), **look)
+    axes.axvline(0, color="black", linewidth=1, zorder=0)
     rows_down(axes, list(pairs))
     return figure
 
@@ -201,12 +196,9 @@ def schedules(curves: Mapping[str, Sequence[float]]) -> Figure:
 def sensitivity(scan: pd.DataFrame) -> Figure:
     """Draw how many points each layer's pruning alone costs, right after it and recalibrated, as heat maps.
     ``scan`` is from ``pruning.sensitivity``: layer, ratio, total, correct, recalibrated_correct."""
-    titles = {
-        "correct": "points lost, right after the cut",
-        "recalibrated_correct": "points lost, recalibrated",
-    }
+    titles = {"correct": "right after the cut", "recalibrated_correct": "recalibrated"}
     size = 8.4, 1.1 + 0.26 * scan["layer"].nunique()
-    figure, grid = panels(size, *({"title": title} for title in titles.values()), sharey=True)
+    figure, grid = panels(size, *({"title": f"points lost, {when}"} for when in titles.values()), sharey=True)
     for axes, column in zip(grid, titles, strict=True):
         percent = scan.assign(taken=100 * scan["ratio"], percent=100 * scan[column] / scan["total"])
         wide = percent.pivot_table("percent", "layer", "taken", sort=False)
@@ -226,13 +218,11 @@ def front(
     ordered = table.sort_values([x, y], ascending=[True, False])
     best = ordered[ordered[y] > ordered[y].cummax().shift(fill_value=float("-inf"))]
     figure, (axes,) = panels((7.6, 4.8), {"xscale": "log", "xlabel": xlabel, "ylabel": ylabel})
-    name = "Pareto front: no other is both cheaper and more accurate"
-    axes.plot(best[x], best[y], color=ORANGE, drawstyle="steps-post", label=name)
+    axes.plot(best[x], best[y], color=ORANGE, drawstyle="steps-post", label="Pareto front: beaten by none")
     axes.plot(ordered[x], ordered[y], "o", color=BLUE)
     if low and high:
-        axes.vlines(
-            ordered[x], ordered[low], ordered[high], color=BLUE, linewidth=1, alpha=0.5, label="95% interval"
-        )
+        look = {"color": BLUE, "linewidth": 1, "alpha": 0.5, "label": "95% interval"}
+        axes.vlines(ordered[x], ordered[low], ordered[high], **look)
     axes.margins(x=0.3, y=0.05)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     corners = list(zip(best[x].repeat(2)[1:], best[y].repeat(2)[:-1], strict=True))
@@ -270,9 +260,7 @@ def waterfall(table: pd.DataFrame) -> Figure:
     left = table["bytes"] / 1e3
     before, limits = left.shift(fill_value=left.iloc[0]), (left.min() / 1.5, 6 * left.max())
     figure, (axes,) = panels((7.6, 2.9), {"xscale": "log", "xlabel": "file (kB, log)", "xlim": limits})
-    bars(
-        axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="times smaller by this step"
-    )
+    bars(axes, table["step"], before - left, ORANGE, left=left, height=0.5, label="taken away by this step")
     axes.plot(left, range(len(left)), "o", color=BLUE, label="left after it")
     words = [f"{size:,.0f} kB, {right:,} right" for size, right in zip(left, table["right"], strict=True)]
     axes.bar_label(axes.containers[0], words, padding=8, fontsize=9, bbox=ON_WHITE)
@@ -297,8 +285,7 @@ def trade_off(
 def formats(table: pd.DataFrame) -> Figure:
     """Draw size, latency with quartiles, and agreement of networks in several formats.
     ``table`` has a row per network and format: network, format, bytes, latency_ms, latency_low_ms,
-    latency_high_ms, agreeing (pictures in the class that PyTorch gives), total; NaN where not measured. If it
-    has a column ``note``, its words stand at the latency: what was timed beside the network."""
+    latency_high_ms, agreeing (pictures in PyTorch's class), total, note (may miss); NaN: not measured."""
     figure, grid = panels(
         (11, 3.8),
         {"xscale": "log", "xlabel": "file (MB, log)"},
@@ -336,9 +323,8 @@ def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fig
     size = 5.2 * len(cases), 1.3 + 0.42 * max(len(table) for table, _ in cases.values())
     figure, grid = panels(size, *({"title": title, "xlabel": xlabel} for title in cases))
     for axes, (table, middle) in zip(grid, cases.values(), strict=True):
-        names = [
-            f"{_spelled(one.assumption)}\n{one.low:,.10g} to {one.high:,.10g}" for one in table.itertuples()
-        ]
+        rows = table.itertuples()
+        names = [f"{_spelled(row.assumption)}\n{row.low:,.10g} to {row.high:,.10g}" for row in rows]
         for end, color in (("low", BLUE), ("high", ORANGE)):
             bars(axes, names, table[f"value_{end}"] - middle, color, left=middle, label=f"at the {end} end")
         axes.axvline(middle, color=GRAY)
@@ -350,24 +336,15 @@ def tornado(cases: Mapping[str, tuple[pd.DataFrame, float]], xlabel: str) -> Fig
 
 
 def budget_shares(table: pd.DataFrame) -> Figure:
-    """Draw how much of each budget each network takes; what lies right of the line does not fit.
+    """Draw how much of each budget each network takes, as a table: up to 1 it fits, blue; above it, orange.
     ``table`` is from ``business.budgets``: use, budget, network, share."""
-    wide = table.pivot_table("share", ["use", "budget"], "network", sort=False)
-    uses = list(wide.index.get_level_values("use"))
-    heads = {use: uses.index(use) + 0.8 * index for index, use in enumerate(dict.fromkeys(uses))}
-    places = [heads[use] + row - uses.index(use) for row, use in enumerate(uses)]
-    figure, (axes,) = panels(
-        (8.4, 1.2 + 0.25 * places[-1]),
-        {"xscale": "log", "xlabel": "share of the budget (1: just fits; to the right: does not fit)"},
-    )
-    axes.hlines(places, wide.min(axis=1), wide.max(axis=1), color="0.8", linewidth=2)
-    for (name, shares), marker in zip(wide.items(), cycle("osD^v"), strict=False):
-        axes.plot(shares, places, marker, label=name, markersize=6)
-    axes.axvline(1, color="black", linestyle="--")
-    axes.set_yticks(places, [_spelled(budget) for _, budget in wide.index], fontsize=8)
-    axes.set_ylim(places[-1] + 0.8, -1.6)
-    axes.grid(axis="y", visible=False)
-    for use, place in heads.items():
-        axes.annotate(use, (0.005, place - 0.85), **ON_THE_LEFT | {"fontsize": 9, "fontweight": "bold"})
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    rows = table["use"] + ": " + table["budget"].map(_spelled)
+    wide = table.assign(row=rows).pivot_table("share", "row", "network", sort=False)
+    words = wide.map(lambda share: f"{share:.2f}" if share >= 0.01 else "< 0.01")
+    title = {"title": "share of the budget that is needed: up to 1 it fits (blue)"}
+    figure, (axes,) = panels((2.2 + 1.1 * wide.shape[1], 1.1 + 0.34 * len(wide)), title)
+    look = {"fmt": "", "annot_kws": {"color": "black"}, "cbar": False, "linewidths": 2, "alpha": 0.45}
+    sns.heatmap(wide > 1, annot=words, cmap=[BLUE, ORANGE], vmin=0, vmax=1, ax=axes, **look)
+    axes.set(xlabel="", ylabel="")
+    axes.grid(visible=False)
     return figure

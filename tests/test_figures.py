@@ -329,9 +329,15 @@ def test_tornado_and_budgets_show_their_numbers():
         columns=["use", "budget", "network", "share"],
     )
     axes = plotting.budget_shares(table).axes[0]
-    assert [list(line.get_xdata()) for line in axes.lines] == [[4.0] * 4, [0.5] * 4, [1, 1]]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["memory (MB)", "b"] * 2
-    assert [text.get_text() for text in axes.texts] == ["x", "y"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "x: memory (MB)",
+        "x: b",
+        "y: memory (MB)",
+        "y: b",
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["large", "small"]
+    assert [text.get_text() for text in axes.texts] == ["4.00", "0.50"] * 4
+    assert axes.collections[0].get_array().flatten().tolist() == [True, False] * 4  # too large, fits
 
 
 FRONT = pd.DataFrame(  # two points above each other, two close beside each other, and most on the front
