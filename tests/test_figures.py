@@ -365,7 +365,7 @@ def test_the_front_shows_intervals_where_there_are_any():
     )
     assert len(plotting.front(FRONT, "mb", "accuracy", "name", "MB", "%").axes[0].collections) == 0
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["Pareto front: no other is both cheaper and more accurate", "95% interval"]
+    assert names == ["Pareto front: beaten by none", "95% interval"]
 
 
 @pytest.mark.parametrize("intervals", [(), ("low", "high")])

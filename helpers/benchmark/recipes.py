@@ -158,7 +158,7 @@ COMPRESSED = {
             epochs,
             start=start,
             callbacks=gradual(zeros, end=0.3),
-            label=f"pruned, {zeros:.0%} zeros",
+            label=f"pruned, {zeros:.0%} zeros" if "patient" in name else "",
             claimed=PRUNED,
             **FRESH,
         )
