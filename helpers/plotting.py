@@ -170,7 +170,7 @@ def differences(pairs: Mapping[str, Paired], xlabel: str) -> Figure:
         axes.errorbar(pair.points, place, xerr=pair.points - pair.interval[0], fmt="o", color=BLUE, capsize=3)
         look = {"fontsize": 8, "ha": "center", "va": "bottom", "bbox": ON_WHITE}
         axes.annotate(f"{pair.points:+.2f}", (pair.points, place - 0.16), **look)
-    axes.axvline(0, color="black", linewidth=1, zorder=0)
+    axes.axvline(0, color="black", linewidth=1, zorder=1)
     rows_down(axes, list(pairs))
     return figure
 
