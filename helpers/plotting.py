@@ -285,7 +285,7 @@ def trade_off(
 def formats(table: pd.DataFrame) -> Figure:
     """Draw size, latency with quartiles, and agreement of networks in several formats.
     ``table`` has a row per network and format: network, format, bytes, latency_ms, latency_low_ms,
-    latency_high_ms, agreeing (pictures in PyTorch's class), total, note (may miss); NaN: not measured."""
+    latency_high_ms, agreeing (pictures in PyTorch's class), total, note (optional); NaN: not measured."""
     figure, grid = panels(
         (11, 3.8),
         {"xscale": "log", "xlabel": "file (MB, log)"},

@@ -115,7 +115,7 @@ STUDENTS = {
         label="distilled fast_convnet",
         claimed=(20, 1.4, 8.1),
     ),
-    "fast_convnet_2m_taught": learner(  # as many pictures as the GPU's 30 epochs of ..._alone
+    "fast_convnet_2m_taught": learner(  # as many pictures as the 30 epochs of ..._alone
         "fast_convnet_2m",
         **TAUGHT,
         epochs=15,
