@@ -183,6 +183,7 @@ COMPRESSED = {
     "rank7": on(0.015, 2, change=rank(7, 4)),
     "spatial7": freshly(0.015, 5, change=rank(7, 4, scheme="auto", pictures=None)),
     "spatial7_longer": freshly(0.02, 8, start="spatial7", label="low rank", claimed=LOW_RANK),
+    "spatial7_patient": freshly(0.02, 8, start="spatial7_longer"),
     "one_call": on(0.015, 8, change=rank(7, 4), callbacks=gradual(0.6, end=0.5)),  # all three in one call
     "one_call_longer": on(
         0.02,
@@ -217,6 +218,8 @@ SMALLER = {  # the best student, made smaller in its turn; the first is the cont
     # an assistant teaches (Mirzadeh 2020), and answers each picture as it is shown (Beyer 2022)
     "fast_convnet_2m_thin_zeros75_assisted": assisted("fast_convnet_2m_thin_zeros75", 12, 0.75),
     "fast_convnet_2m_thinner_assisted": assisted("fast_convnet_2m_thinner", 14, 0.3),
+    "fast_convnet_assisted": assisted("fast_convnet_taught", 20, 0),
+    "tiny_convnet_assisted": assisted("tiny_convnet_taught", 14, 0),
     "fast_convnet_2m_thinnest": assisted("fast_convnet_2m_thinner", 20, 0.4, change=by_sensitivity(0.01)),
 }
 
