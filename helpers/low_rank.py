@@ -45,12 +45,12 @@ def matricize(module: Layer, scheme: Scheme = "channel") -> Tensor:
 
 @checked
 def singular_values(module: Layer, scheme: Scheme = "channel") -> Tensor:
-    """Return a layer's singular values, largest first, in float64.
+    """Return a layer's singular values, largest first, in float64, exact to 1e-8 of the largest.
 
-    Of a grouped convolution they are the roots of the sums of the groups' squares, so that ``energy`` says
+    Those of a grouped convolution are the roots of the sums of the groups' squares, so that ``energy`` says
     what is kept when every group keeps the same rank.
     """
-    return torch.linalg.svdvals(matricize(module, scheme).cpu().double()).square().sum(0).sqrt()
+    return decompose(module, scheme).values
 
 
 @checked
@@ -101,8 +101,8 @@ def decompose(
     """Take a layer's matrix apart by its singular values, or by the principal components of its responses.
 
     The second is data-aware: of all matrices of rank r, projecting the responses on their first r principal
-    components changes the layer's outputs least (Zhang 2016, section 3.1). Whitening the weights by the
-    inputs' covariance before the SVD gives the same, but that covariance is many times larger.
+    components changes the layer's outputs least (Zhang 2016, section 3.1). The first is that for white
+    inputs: eigenvectors of the matrix times its transpose, found several times sooner than by an SVD.
 
     Args:
         module: a Conv2d or Linear.
@@ -110,22 +110,22 @@ def decompose(
         responses: mean (groups x rows) and covariance (groups x rows x rows) of the outputs without bias.
     """
     matrix = matricize(module, scheme).cpu().double()
-    if responses is None:
-        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        root = s.sqrt()[:, None]
-        return Factors(u * root, v.mT * root, s.square().sum(0).sqrt())
-    mean, covariance = (part.cpu().double() for part in responses)
-    groups, rows, _ = matrix.shape
-    if scheme != "channel" or mean.shape != (groups, rows) or covariance.shape != (groups, rows, rows):
-        wanted, found = f"{groups} x {rows} (x {rows})", f"{tuple(mean.shape)}, {tuple(covariance.shape)}"
-        raise ValueError(f"responses must be {wanted}, scheme channel; got {found}, scheme {scheme}")
-    variances, directions = (part.flip(-1) for part in torch.linalg.eigh(covariance))  # now largest first
-    rank = min(matrix.shape[1:])
-    directions = directions[:, :, :rank]
+    if turned := responses is None and matrix.shape[1] > matrix.shape[2]:
+        matrix = matrix.mT  # the smaller side's eigenvectors say as much, and are found sooner
+    groups, rows, columns = matrix.shape
+    given = responses or (None, matrix @ matrix.mT)
+    mean, covariance = (part if part is None else part.cpu().double() for part in given)
+    sizes = (groups, rows), (groups, rows, rows)
+    if responses and (scheme != "channel" or (mean.shape, covariance.shape) != sizes):
+        found = f"{tuple(mean.shape)} and {tuple(covariance.shape)}, scheme {scheme}"
+        raise ValueError(f"responses must be {sizes[0]} and {sizes[1]}, scheme channel; got {found}")
+    variances, directions = torch.linalg.eigh(covariance)  # smallest first
+    directions = directions.flip(-1)[:, :, : min(rows, columns)]
+    values = variances.flip(-1)[:, : min(rows, columns)].clamp_min(0).sum(0).sqrt()
     right = matrix.mT @ directions  # columns x rank: what each direction reads from the inputs
     root = right.norm(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-    values = variances[:, :rank].clamp_min(0).sum(0).sqrt()
-    return Factors(directions * root, right / root, values, mean)
+    left, right = directions * root, right / root
+    return Factors(right, left, values) if turned else Factors(left, right, values, mean)
 
 
 @checked

@@ -87,8 +87,8 @@ def test_singular_values_are_those_of_torch_linalg():
     layer = nn.Conv2d(6, 10, 3)
     expected = torch.linalg.svdvals(layer.weight.detach().double().reshape(10, -1))
     assert torch.allclose(singular_values(layer), expected)
-    linear = nn.Linear(7, 4)
-    assert torch.allclose(singular_values(linear), torch.linalg.svdvals(linear.weight.detach().double()))
+    for linear in (nn.Linear(7, 4), nn.Linear(4, 7)):  # the shorter side is taken apart
+        assert torch.allclose(singular_values(linear), torch.linalg.svdvals(linear.weight.detach().double()))
 
 
 def test_energy_and_rank_worked_by_hand():
