@@ -1,6 +1,7 @@
 """The sliders in a real browser: JupyterLab on 127.0.0.1 with a token, Chromium, mouse and keyboard; on digits, to be quick."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -250,7 +251,23 @@ def _run_all(page, address):
     page.evaluate(
         "() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true); }"
     )
-    page.wait_for_function("() => window.ran === true", timeout=480_000)
+    quiet = None
+    for _ in range(48):
+        with contextlib.suppress(playwright.TimeoutError):
+            return page.wait_for_function("() => window.ran === true", timeout=10_000)
+        before, quiet = quiet, _idle_since(address)
+        if quiet and quiet == before:  # the kernel has had nothing to do for ten seconds: its reply was lost
+            break
+    raise playwright.TimeoutError("the cells were not run")
+
+
+def _idle_since(address):
+    """When the notebook's kernel did something last, as its server says; None while it is at work."""
+    server, _, query = address.partition("/lab/tree/")
+    path, token = query.partition("?")[0], re.search("token=[0-9a-f]+", query)[0]
+    with urllib.request.urlopen(f"{server}/api/sessions?{token}", timeout=30) as answer:
+        (kernel,) = (each["kernel"] for each in json.loads(answer.read()) if each["path"] == path)
+    return kernel["last_activity"] if kernel["execution_state"] == "idle" else None
 
 
 def _shown(page, image):
