@@ -560,6 +560,10 @@ def test_published_answers_are_what_was_counted(row):
     assert int((answers == labels[: len(answers)]).sum()) == row["correct"]
 
 
+def test_a_network_a_seed_and_a_format_are_published_once():
+    assert len(ROWS) == len(results.read("networks"))
+
+
 def test_every_published_row_is_of_a_recipe_and_of_its_parents():
     assert set(ROWS["network"]) <= set(NETWORKS)
     for row in ROWS.to_dict("records"):
