@@ -169,6 +169,8 @@ def test_seeds_are_summed_up(folder):
     row = results.compared(["small"], folder=folder).iloc[0]
     assert row["accuracy"] == "60.0% (3 seeds)"
     assert (row["points"], row["spread"], row["seeds"]) == (pytest.approx(10), pytest.approx(20), 3)
+    assert results.beside(["small"], folder)["correct"].tolist() == [4]  # the first alone
+    assert results.beside(["small"], folder, every_seed=True)["correct"].tolist() == [4, 6, 8]
 
 
 def test_a_network_of_another_folder_stands_beside_the_published_one_it_was_made_from(folder):

@@ -193,15 +193,16 @@ def _classes(path: Path) -> Tensor:
 
 
 @checked
-def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
+def beside(names: Names = (), folder: AnyPath = PUBLISHED, every_seed: bool = False) -> pd.DataFrame:
     """Put networks beside the network that each is compared with.
 
     Args:
         names: of recipes. Default: all that have rows.
         folder: where the tables lie.
+        every_seed: a row for each; otherwise for the first alone, the network that others are made from.
 
     Returns:
-        The last row of each network, seed and format, and: times_smaller (bytes of the reference in float32
+        The last row of each network and format, and: times_smaller (bytes of the reference in float32
         over those of this file, zipped where it is int8 or holds zeros), times_faster, reference_correct,
         points (ahead of the reference), p_value and largest_loss (of the pairs on the same pictures, see
         ``evaluation.Paired``; NaN where answers were not kept). A reference that is not in ``folder`` is
@@ -209,6 +210,8 @@ def beside(names: Names = (), folder: AnyPath = PUBLISHED) -> pd.DataFrame:
     """
     rows = latest(folder)
     chosen = rows[rows["network"].isin(names)] if names else rows
+    if not every_seed:
+        chosen = chosen[chosen["seed"] == chosen.groupby("network")["seed"].transform("min")]
     references = known(folder)
     found = [row | _against(row, references, folder) for row in chosen.to_dict("records")]
     return pd.DataFrame(found, columns=[*SCHEMA["networks"], *AGAINST])
@@ -255,8 +258,8 @@ def compared(names: Names = (), formats: Names = (), folder: AnyPath = PUBLISHED
         reference), spread (their standard deviation over seeds), paired p (of the first seed), times smaller,
         times faster.
     """
-    rows = []
-    for (name, form), same in beside(names, folder).groupby(["network", "format"], sort=False):
+    rows, every = [], beside(names, folder, every_seed=True)
+    for (name, form), same in every.groupby(["network", "format"], sort=False):
         same = same.sort_values("seed")
         first, mean, seeds = same.iloc[0], same.mean(numeric_only=True), len(same)
         if formats and form not in formats:
