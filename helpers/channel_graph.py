@@ -115,6 +115,8 @@ def without(model: nn.Module, example: Tensor, plan: dict[str, list[int]]) -> tu
     try:
         return _attempt(model, example, plan)
     except Exception as error:  # torch's and torch-pruning's, too
+        if not plan:
+            raise ValueError(f"model must answer the same twice ({error})") from error
         parts = [{name: plan[name] for name in [*plan][: count + 1]} for count in range(len(plan) - 1)]
         first = bisect_left(parts, True, key=lambda part: _fails(model, example, part))
         raise ValueError(f"skip must name {[*plan][first]}, whose channels cannot go ({error})") from error

@@ -12,6 +12,7 @@ from helpers.channel_graph import Group, groups_of, traced, without
 from helpers.data import Split
 from helpers.evaluation import Precision, measure
 from helpers.networks import known, narrow
+from helpers.profiling import count_parameters
 from helpers.pruning import Scope, prunable, prune_once
 from helpers.types import (
     Count,
@@ -101,10 +102,10 @@ def prune_channels(
         what = "ratio must name layers" if isinstance(ratio, dict) else "model must be a network"
         raise _StayError(f"{what} whose channels can go, {WHY}: {listed}; factorize can split these")
     if alone:
-        warnings.warn(f"left alone, {WHY}: {listed}", stacklevel=3)  # 3: whoever called
+        warnings.warn(f"left alone, {WHY}: {listed}", stacklevel=4)  # 4: whoever called
     followed = {*alone, *(one for together in tied.values() for one in together)}
     if isinstance(ratio, dict) and (whole := [one for one in ratio if ratio[one] and one not in followed]):
-        warnings.warn(f"{', '.join(whole)}: {WHOLE}", stacklevel=3)
+        warnings.warn(f"{', '.join(whole)}: {WHOLE}", stacklevel=4)
     for mine, theirs in zip(smaller.parameters(), model.parameters(), strict=True):
         mine.grad = None
         mine.requires_grad_(theirs.requires_grad)
@@ -186,16 +187,18 @@ def sensitivity(
         return thinner
 
     for name in layers if only is None else only:
-        own = [{"layer": name, "ratio": 0.0} | whole]
+        own, smaller = [{"layer": name, "ratio": 0.0} | whole], unit == "weight" or not any(ratios)
         try:
             for ratio in ratios:
-                found = measure(pruned(name, ratio), split, calibration, precision=precision)
+                thinner = pruned(name, ratio)
+                smaller |= count_parameters(thinner) < count_parameters(model)
+                found = measure(thinner, split, calibration, precision=precision)
                 own.append({"layer": name, "ratio": ratio} | found)
         except _StayError:
             if only is not None:
                 raise
-        else:
-            rows += own
+        else:  # a layer that keeps its channels at every ratio has nothing to say, unless it was asked
+            rows += own if smaller or only is not None else []
     return pd.DataFrame(rows)
 
 

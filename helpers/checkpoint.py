@@ -1,19 +1,25 @@
 """Going on with an interrupted run: ``fit(checkpoint="run.safetensors")`` adds this callback, no more."""
 
+import functools
+import inspect
 import json
 import time
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from helpers.callbacks import Callback, Run
 from helpers.files import CheckpointError, digest, read_safetensors, writable, write_safetensors
+from helpers.layers import in_words
 from helpers.types import NotNegative, checked, path
 
 CheckpointPath = path(".safetensors")
 YOUNGER = {"cutout": 0, "optimizer": "sgd"}  # settings that older files had without saying so
 WITHOUT_EFFECT = ("compile", "progress")  # on what is learned
+ANY = range(2**64)  # of modules: all may be named
 WAY_OUT = "Way out: delete it or name another file."
 
 
@@ -63,12 +69,20 @@ class Checkpoint(Callback):
             tensors |= {
                 f"optimizer/{index}/{key}": found for key, found in state.items() if found is not None
             }
-        for index, callback in enumerate(self.others):
-            tensors |= {f"callback/{index}/{name}": tensor for name, tensor in callback.state_dict().items()}
+        for mark, callback in self._marked():
+            tensors |= {f"callback/{mark}/{name}": tensor for name, tensor in callback.state_dict().items()}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         record = json.dumps({"settings": self.settings, "history": run.history})
         write_safetensors(self.file, tensors, {"record": record, "sha256": digest(tensors, record)})
         self.written = time.monotonic()
+
+    def _marked(self) -> Iterator[tuple[str, Callback]]:
+        # by kind and number of that kind: others, such as plots, may come and go
+        kinds = Counter()
+        for callback in self.others:
+            kind = type(callback).__name__
+            yield f"{kind}{kinds[kind]}", callback
+            kinds[kind] += 1
 
     def _read(self) -> tuple[list[dict], dict[str, Tensor]]:
         metadata, tensors = read_safetensors(self.file)
@@ -102,8 +116,9 @@ class Checkpoint(Callback):
                 weight = weights[int(index)]
                 # in the weight's order of memory, too: sums in another order differ by rounding
                 run.optimizer.state[weight][key] = torch.empty_like(weight).copy_(tensor)
-            for index, callback in enumerate(self.others):
-                callback.load_state_dict(under(f"callback/{index}/"))
+            for index, (mark, callback) in enumerate(self._marked()):
+                state = under(f"callback/{mark}/") or under(f"callback/{index}/")  # as older files have it
+                callback.load_state_dict(state)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.file} holds another run's tensors ({error}). {WAY_OUT}") from error
 
@@ -117,14 +132,21 @@ def _settings(arguments: dict, callbacks: list[Callback]) -> dict:
     return {name: value for name, value in plain.items() if name not in WITHOUT_EFFECT} | {
         "data": [data.name, len(data.train), *sums],
         "model": zlib.crc32(json.dumps(shapes).encode()),
-        "loss": "" if loss is None else f"{type(loss).__name__}({_described(loss)})",
+        "loss": "" if loss is None else _described(loss),
         "callbacks": [f"{type(one).__name__}({one.extra_repr()})" for one in callbacks if one.extra_repr()],
     }
 
 
 def _described(loss: object) -> str:
-    if not isinstance(loss, nn.Module):
-        return getattr(loss, "__qualname__", "")
-    tensors = {name: tensor.detach().cpu() for name, tensor in loss.state_dict().items()}
-    # another teacher's opinions are another run
-    return loss.extra_repr() + (f", weights {digest(tensors)[:10]}" if tensors else "")
+    """Say what a loss is and depends on: attributes or what it encloses, and weights, such as a teacher's."""
+    if inspect.isfunction(loss):
+        plain = inspect.getclosurevars(loss).nonlocals
+    elif isinstance(loss, functools.partial):
+        plain = {"of": loss.func, "given": loss.args, **loss.keywords}
+    else:
+        plain = {name: value for name, value in vars(loss).items() if name[0] != "_" and name != "training"}
+    parts = [f"{name}={in_words(name, value, ANY)}" for name, value in plain.items()]
+    if weights := loss.state_dict() if isinstance(loss, nn.Module) else {}:
+        mark = digest({name: tensor.detach().cpu() for name, tensor in weights.items()})[:10]
+        parts.append(f"weights {mark}")
+    return f"{getattr(loss, '__qualname__', type(loss).__name__)}({', '.join(parts)})"

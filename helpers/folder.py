@@ -21,7 +21,11 @@ from helpers.files import atomic_path
 from helpers.types import AnyPath, Positive, Seed, checked, real, whole
 
 Pixels, Part = whole(8, 4096), real(gt=0, lt=1)
-FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+FOLDERS = {  # of splits, in any case
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "eval"),
+    "test": ("test", "testing"),
+}
 ENDINGS, HIDDEN = (*IMG_EXTENSIONS, ".gif"), (".", "__")  # .git, __MACOSX
 
 Listed = list[tuple[Path, int]]  # files with their labels
@@ -52,7 +56,8 @@ def from_folder(
         validation, test: shares of each class to hold out, at least one picture, where there is no folder.
         seed: which pictures are held out, and the order of all.
         mirror: whether a picture means the same seen in a mirror (see ``Split``).
-        memory_gb: more than this lies in a file that is mapped, not read: only what a batch needs is loaded.
+        memory_gb: more than this lies in a file that is mapped, not read: only what a
+            batch needs is loaded, on a CPU; a GPU gets the whole.
         cache: the folder for that file, which later calls find again. Default: in the user's cache folder.
         progress: show a bar.
 
@@ -110,15 +115,22 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
     if not path.is_dir():
         raise ValueError(f"path must be a folder, got {path}")
     there = {
-        part: [path / name for name in names if (path / name).is_dir()] for part, names in FOLDERS.items()
+        part: [one for one in _folders(path) if one.name.lower() in names] for part, names in FOLDERS.items()
     }
     if twice := [folders for folders in there.values() if len(folders) > 1]:
         raise ValueError(f"path must hold one folder for each split, got {' and '.join(map(str, twice[0]))}")
     found = {part: _listed(folders[0]) for part, folders in there.items() if folders}
     if len(found) > 1 and "train" not in found:
         raise ValueError(f"path must hold train beside {' and '.join(found)}, got {path}")
-    if len(found) < 2 and [one.name for one in _folders(path)] != ["train"]:
+    if len(found) < 2 and not (there["train"] and _folders(path) == there["train"]):
         found = {"train": _listed(path)}  # the classes themselves
+        within = [{inner.name for inner in _folders(one)} for one in _folders(path)]
+        if len(within) > 1 and within[0] and all(names == within[0] for names in within):
+            warnings.warn(
+                f"{', '.join(found['train'])} are taken for classes, though all hold the folders "
+                f"{', '.join(sorted(within[0]))}; splits are called train, val and test",
+                stacklevel=4,
+            )
     classes, generator = list(found["train"]), torch.Generator().manual_seed(seed)
     if len(classes) < 2:
         raise ValueError(f"path must hold a folder for each of two or more classes, got {classes} in {path}")
@@ -193,7 +205,9 @@ def _read(file: Path, size: tuple[int, int]) -> np.ndarray | None:
         with Image.open(file) as opened:
             opened.draft("RGB", (2 * max(size),) * 2)  # of a JPEG no finer a scale than this is decoded
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert would cut off at 255
+            if image.mode in ("I", "F"):  # as scientists write them: no scale is known
+                return None
+            if image.mode.startswith("I;16"):  # 16 bits of grey, which convert would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGBA" if image.mode == "P" else "RGB").convert("RGB")
         fitted = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)

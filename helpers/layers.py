@@ -133,7 +133,7 @@ def missing(described: dict, model: nn.Module) -> str:
             parent = getattr(parent, "_modules", {}).get(part)
         if parent is not None and child in vars(parent):
             value = vars(parent)[child]
-            own = "absent" if value is None else _said(name, value)
+            own = "absent" if value is None else in_words(name, value)
             return f"{name} is {_shown(about, [*about])} and not {own}"
     return ""
 
@@ -200,7 +200,7 @@ def _settings(name: str, layer: nn.Module) -> dict[str, str]:
     hidden = {key: layer._buffers[key] for key in layer._non_persistent_buffers_set}  # in no file
     plain = {key: value for key, value in vars(layer).items() if key[0] != "_" and key not in WITHOUT_EFFECT}
     said = {
-        key: _said(f"{name}.{key}", value) for key, value in (plain | hidden).items() if value is not None
+        key: in_words(f"{name}.{key}", value) for key, value in (plain | hidden).items() if value is not None
     }
     return {"type": type(layer).__name__, **said}
 
@@ -210,15 +210,15 @@ def _private(name: str, layer: nn.Module, seen: set[int]) -> dict[str, str]:
     if type(layer).__module__.partition(".")[0] == "torch":
         return {}
     said = {
-        key: _said(f"{name}.{key}", value, seen)
+        key: in_words(f"{name}.{key}", value, seen)
         for key, value in vars(layer).items()
         if key[0] == "_" and key not in OF_MODULES and not key.startswith(OF_TOOLS) and value is not None
     }
     return {key: text for key, text in said.items() if text != "()"}
 
 
-def _said(name: str, value: Any, seen: Collection[int] = ()) -> str:
-    # ``seen``: modules that may be named, as they are described elsewhere
+def in_words(name: str, value: Any, seen: Collection[int] = ()) -> str:
+    """Say what an attribute holds; ``seen``: modules that may be named, as they are described elsewhere."""
     if isinstance(value, nn.Module) and id(value) not in seen:
         raise ValueError(
             f"model would not come back: {name.lstrip('.')} holds layers in a plain list or dict. Way out: "
@@ -237,7 +237,7 @@ def _said(name: str, value: Any, seen: Collection[int] = ()) -> str:
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, (list, tuple)):
-        parts = [_said(name, part, seen) for part in value]
+        parts = [in_words(name, part, seen) for part in value]
         text = parts[0] if len(parts) > 1 and len({*parts}) == 1 else f"({', '.join(parts)})"
         # (2, 2) says no more than 2; of a long table its digest is enough
         return (

@@ -255,7 +255,7 @@ def factorize(
         raise ValueError(f"budget must be None where ranks are given, got {budget!r}")
     runs, skip = choosing.runs_of(model, skip, input_shape, pictures)
     if ranks is None:
-        shape = None if count == "parameters" else input_shape
+        shape = input_shape if runs or count != "parameters" else None
         options, factors = _take_apart(model, skip, scheme, pictures, shape)
         plan = choosing.plan(options, energy, budget, count, round_to)
         alone = plan.loc[~plan["worthwhile"], "layer"]

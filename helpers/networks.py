@@ -85,8 +85,8 @@ def outputs(model: Network, pictures: Tensor, *, training: bool) -> list[Tensor]
     """Run ``model`` once and return every tensor of real numbers that it puts out.
 
     With ``training`` whatever has parts is in train mode, so that auxiliary outputs are there; single layers
-    are in eval mode either way: no statistics move, nothing is dropped. Afterwards, all modes and the random
-    state are what they were.
+    are in eval mode either way: no statistics move, no Dropout drops. Afterwards, all modes and the
+    random state are what they were.
     """
     devices = [pictures.device] if pictures.is_cuda else []
     with modes_kept(model), torch.random.fork_rng(devices):

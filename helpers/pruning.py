@@ -92,13 +92,9 @@ def masks_for(saliency: by_name(Tensor), sparsity: Share, scope: Scope = "global
 
 
 def _largest(values: Tensor, sparsity: float) -> Tensor:
-    count = round(sparsity * len(values))
-    mask = values > (values.kthvalue(count).values if count else -torch.inf)
-    if int(mask.sum()) == len(values) - count:
-        return mask
-    # several are equal at the threshold: give up those that torch.nn.utils.prune would
-    gone = values.topk(count, largest=False, sorted=False).indices
-    return torch.ones_like(mask).index_fill(0, gone, False)
+    # of several that are equal at the threshold, those go that torch.nn.utils.prune would take
+    gone = values.topk(round(sparsity * len(values)), largest=False, sorted=False).indices
+    return torch.ones_like(values, dtype=torch.bool).index_fill(0, gone, False)
 
 
 @checked
@@ -148,7 +144,7 @@ class GradualPruner(Callback):
 
     Args:
         schedule: callable(progress) -> sparsity: a PolynomialSchedule; ``lambda progress: 0.9`` is one-shot.
-        importance: "magnitude", |w| (Han 2015), or "gradient", |w * dL/dw| averaged over the batches since
+        importance: "magnitude", |w| (Han 2015), or "gradient", |w * dL/dw| summed over the batches since
             the last masks (first-order Taylor; Molchanov 2017, eq. 7).
         scope: "global" or "layer", as in ``masks_for``.
         skip: names of layers to leave alone.

@@ -33,7 +33,7 @@ def affine_grid(low: Real, high: Real, bits: GridBits = 8) -> tuple[float, int]:
         raise ValueError(f"high must be at least low, {low}, got {high}")
     levels = 2**bits - 1
     low, high = min(low, 0.0), max(high, 0.0)  # zero must be exact: padding and ReLU produce it all the time
-    scale = (high - low) / levels or 1.0
+    scale = max((high - low) / levels, 1e-30) if high > low else 1.0  # no float32 is below 1e-45
     return scale, min(levels, max(0, round(-low / scale)))
 
 
@@ -140,7 +140,14 @@ class QuantizationAware(Callback):
         return f"bits={self.bits}, {self.grid}"
 
     def on_start(self, run: Run) -> None:
-        """Keep the exact weights, or take them back after an interruption; put rounded ones in."""
+        """Keep the exact weights, or take them back after an interruption; put rounded ones in.
+
+        Raises:
+            ValueError: a pruner comes behind it: its zeros would not be in the exact weights.
+        """
+        behind = itertools.dropwhile(lambda one: one is not self, run.callbacks)
+        if any(hasattr(one, "masks") for one in behind):
+            raise ValueError("callbacks must have QuantizationAware behind the pruner, got it before")
         self.weights = prunable(run.model)
         if run.step:
             self._put(self.exact)
@@ -264,7 +271,7 @@ def entropy(values: tensor()) -> float:
 
 
 @checked
-def huffman_lengths(counts: Mapping[Hashable, Count]) -> dict[int, int]:
+def huffman_lengths(counts: Mapping[Hashable, Count]) -> dict[Hashable, int]:
     """Return the length in bits of each symbol's code in the best prefix code (Huffman 1952).
 
     Args:

@@ -165,7 +165,8 @@ def positions(
     found = dict.fromkeys(layers, (0, 0))
     for call in calls(model, input_shape):
         if (name := call.name) in layers:
-            before, after = call.run.args[0].shape, call.output_shape
+            (given,) = (*call.run.args, *call.run.keywords.values())  # what the layer reads, named or not
+            before, after = given.shape, call.output_shape
             count = math.prod(after) // len(call.layer.weight)
             tall = count * before[3] // after[3] if isinstance(call.layer, nn.Conv2d) else count
             found[name] = found[name][0] + tall, found[name][1] + count

@@ -610,3 +610,21 @@ def test_a_layer_asked_for_by_name_that_keeps_its_channels_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one share for all names no layer
         prune_channels(model, torch.zeros(1, 3, 16, 16), 0.5, round_to=1)
+
+
+def test_a_scan_leaves_out_layers_on_both_sides_of_a_grouped_one():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    few = load_data("digits", train_limit=100).train.take(slice(0, 50))
+    with pytest.warns(UserWarning, match="0"):
+        scan = pruning.sensitivity(model, few, (0.5,), calibration=few, unit="channel")
+    assert [*scan["layer"].unique()] == ["4"]
+
+
+def test_warnings_name_the_line_that_called():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    with pytest.warns(UserWarning, match="0") as caught:
+        prune_channels(model, PICTURE, {"0": 0.5, "2": 0.5})
+    assert {one.filename for one in caught} == {__file__}

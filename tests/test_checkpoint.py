@@ -1,8 +1,11 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from helpers import files, models
 from helpers.checkpoint import Checkpoint
@@ -10,6 +13,7 @@ from helpers.data import load_data
 from helpers.distillation import DistillationLoss
 from helpers.files import CheckpointError
 from helpers.pruning import GradualPruner, PolynomialSchedule
+from helpers.quantization import QuantizationAware
 from helpers.training import Callback, fit
 
 SHORT = {"batch_size": 64, "progress": False}
@@ -118,7 +122,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(few, tmp_path):
     options = {"epochs": 1, "checkpoint": path, **SHORT}
     fit(small(), few, **options)
     content = path.read_bytes()
-    taught = r"'DistillationLoss\(temperature=4, alpha=0\.9, weights \w{10}\)'"
+    taught = r"'DistillationLoss\(temperature=4\.0, alpha=0\.9, weights \w{10}\)'"
     labels = replace(few.train, labels=few.train.labels.flip(0))
     for change, said in (
         ({"lr": 0.2}, r"lr 0\.1 \(now 0\.2\)"),
@@ -196,3 +200,42 @@ def test_callback_state_travels_in_the_checkpoint(few, tmp_path):
     fit(small(), few, epochs=3, checkpoint=path, callbacks=[counter, Stop(0)], **SHORT)
     assert counter.began == (2, 8, 2, 8)
     assert counter.count.item() == 12
+
+
+def closed_over(smoothing):
+    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+class Sharper(nn.Module):
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, logits, labels):
+        return F.cross_entropy(logits * self.power, labels)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: nn.CrossEntropyLoss(label_smoothing=number),
+        lambda number: partial(F.cross_entropy, label_smoothing=number),
+        closed_over,
+        Sharper,
+    ],
+    ids=["module", "partial", "closure", "attribute"],
+)
+def test_losses_that_print_alike_are_told_apart(make, few, tmp_path):
+    options = {"epochs": 1, "checkpoint": tmp_path / "run.safetensors", **SHORT}
+    for _ in range(2):  # the second goes on from the first
+        fit(small(), few, loss=make(0.1), **options)
+    with pytest.raises(ValueError, match=r"belongs to a run with loss .*0\.1.*now .*0\.3"):
+        fit(small(), few, loss=make(0.3), **options)
+
+
+def test_a_callback_without_settings_may_come_before_one_that_keeps_weights(few, tmp_path):
+    path, whole, half = tmp_path / "run.safetensors", small(), small()
+    fit(whole, few, epochs=3, callbacks=[QuantizationAware(3)], **SHORT)
+    interrupted(6, path, few, epochs=3, callbacks=[QuantizationAware(3)])
+    fit(half, few, epochs=3, checkpoint=path, callbacks=[Callback(), QuantizationAware(3)], **SHORT)
+    assert same(half, whole)

@@ -294,3 +294,34 @@ def test_techniques_take_other_pixels(oblong):
     for unit in ("weight", "channel"):
         rows = pruning.sensitivity(model, split, [0.5], calibration=train, unit=unit, only=["0"])
         assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("Train", "Test"), ("train", "testing"), ("train", "eval")]
+)
+def test_splits_are_found_by_their_usual_names(names, tmp_path):
+    for name in names:
+        for kind, colour in COLOURS.items():
+            for number in range(10):
+                picture(tmp_path / name / kind / f"{number}.png", colour)
+    found = from_folder(tmp_path, pixels=8, progress=False)
+    assert found.classes == ("blue", "red")
+    other = found.validation if names[1] == "eval" else found.test
+    assert len(other) == 20
+
+
+def test_classes_that_look_like_splits_are_named(tmp_path):
+    for name in ("fold1", "fold2"):
+        for kind, colour in COLOURS.items():
+            for number in range(10):
+                picture(tmp_path / name / kind / f"{number}.png", colour)
+    with pytest.warns(UserWarning, match="fold1, fold2 are taken for classes.*blue, red") as caught:
+        from_folder(tmp_path, pixels=8, progress=False)
+    assert caught[0].filename == __file__
+
+
+def test_grey_of_no_known_scale_is_left_out_and_named(tree):
+    for mode in ("F", "I"):
+        Image.new(mode, (20, 20), 1).save(tree / "red" / f"{mode}.tiff")
+    with pytest.warns(UserWarning, match=r"^2 of 22 files cannot be read.*tiff.*tiff"):
+        quietly(tree)

@@ -582,3 +582,27 @@ def test_a_result_that_does_not_run_is_not_returned():
     with pytest.raises(ValueError, match=r"^skip must name the layers that this network reads"):
         low_rank.factorize(Reading(), ranks={"layer": 2}, input_shape=(2, 12))
     assert low_rank.factorize(Reading(), ranks={"head": 2}, skip=["layer"], input_shape=(2, 12)).training
+
+
+class Named(nn.Module):
+    """Calls its convolutions by keyword; without padding the outputs are fewer than the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 5), nn.Conv2d(16, 12, 5)
+
+    def forward(self, images):
+        return self.two(input=self.one(input=images).relu()).mean((2, 3))
+
+
+def test_analyze_and_factorize_split_the_same_layers():
+    torch.manual_seed(0)
+    for share in (0.5, 0.6, 0.7, 0.8):
+        asked = {"energy": share, "scheme": "spatial", "input_shape": (1, 3, 10, 10)}
+        model = Named()
+        plan = analyze(model, **asked)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of those left alone
+            split = factorize(model, **asked)
+        wanted = set(plan.loc[plan["worthwhile"], "layer"])
+        assert {name for name, part in split.named_children() if isinstance(part, nn.Sequential)} == wanted

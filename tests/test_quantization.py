@@ -292,3 +292,16 @@ def test_a_grid_that_clips_by_hand_and_is_nowhere_worse():
             if per_channel:
                 assert (error[True] <= error[False] + 1e-6).all()
             assert error[True].sum() < error[False].sum()
+
+
+def test_a_pruner_behind_it_is_refused():
+    data = load_data("digits", train_limit=64)
+    model = models.build("tiny_convnet", width=0.2)
+    callbacks = [QuantizationAware(4), GradualPruner(lambda progress: 0.9)]
+    with pytest.raises(ValueError, match="QuantizationAware behind the pruner"):
+        fit(model, data, epochs=1, callbacks=callbacks, progress=False)
+
+
+def test_a_range_too_narrow_for_float32_has_a_grid():
+    scale, zero = quantization.affine_grid(0.0, 1e-45)
+    assert quantization.quantize(torch.tensor([0.0, 1e-45]), scale, zero).tolist() == [0, 0]
