@@ -14,6 +14,7 @@ from helpers.evaluation import Precision, measure
 from helpers.networks import known, narrow
 from helpers.profiling import count_parameters
 from helpers.pruning import Scope, prunable, prune_once
+from helpers.runs import classifier
 from helpers.types import (
     Count,
     Names,
@@ -60,9 +61,9 @@ def prune_channels(
     run in both modes, and answers as ``model`` would if what reads these channels were zero.
 
     Args:
-        model: is not changed. Its last Linear, whose outputs are the classes, keeps them. So do layers whose
-            channels cannot go one by one: on both sides of a grouped convolution, before group normalisation,
-            with a warning if ``ratio`` names them.
+        model: is not changed. The Linear that runs last, whose outputs are the classes, keeps them. So do
+            layers whose channels cannot go one by one: on both sides of a grouped convolution, before group
+            normalisation, with a warning if ``ratio`` names them.
             Others that more depends on than the layers behind them (before a layer normalisation, inside
             attention, where the network's outputs are) are left alone with a warning that names them.
         example: an input it takes, for example 1 x 3 x 32 x 32.
@@ -83,13 +84,14 @@ def prune_channels(
         import torch_pruning
     except ImportError as error:
         raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
-    shares = _shares(model, ratio, skip)
+    graph = traced(model, example)[0]
+    shares = _shares(model, classifier(model, example), ratio, skip)
     if scope == "global" and isinstance(ratio, dict):
         raise ValueError('scope must be "layer" where ratio names layers, got "global"')
     if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
         raise ValueError('importance "gradient" needs gradients: call backward on a batch first')
     score = getattr(torch_pruning.importance, SCORES[importance])()
-    groups, tied, alone = groups_of(traced(model, example)[0], shares, score)
+    groups, tied, alone = groups_of(graph, shares, score)
     ranked = _ranked(groups, ratio) if scope == "global" else groups
     plan = {group.name: gone for group in ranked if (gone := _lowest(group, round_to))}
     smaller, leaking = without(model, example, plan)
@@ -112,20 +114,18 @@ def prune_channels(
     return narrow(smaller, model)
 
 
-def _shares(model: nn.Module, ratio: float | dict[str, float], skip: tuple[str, ...]) -> dict[str, float]:
+def _shares(
+    model: nn.Module, last: str | None, ratio: float | dict[str, float], skip: tuple[str, ...]
+) -> dict[str, float]:
     """Return {layer: share that may go}, 0 where all stay; others follow the layers they are tied to."""
-    layers, free, classifier = prunable(model), prunable(model, skip), _classifier(model)
-    kept = [name for name in layers if name not in free or name == classifier]
+    layers, free = prunable(model), prunable(model, skip)
+    kept = [name for name in layers if name not in free or name == last]
     if not isinstance(ratio, dict):
         return dict.fromkeys(layers, ratio) | dict.fromkeys(kept, 0.0)
     if not ratio:
         raise ValueError("ratio must name at least one layer, got an empty mapping")
-    known("ratio", ratio, [name for name in layers if name != classifier])
+    known("ratio", ratio, [name for name in layers if name != last])
     return ratio | dict.fromkeys(kept, 0.0)
-
-
-def _classifier(model: nn.Module) -> str | None:
-    return next((n for n, layer in [*model.named_modules()][::-1] if isinstance(layer, nn.Linear)), None)
 
 
 def _ranked(groups: list[Group], ratio: float) -> list[Group]:
@@ -174,7 +174,8 @@ def sensitivity(
         A row per layer and ratio: layer, ratio, the columns of ``measure``; ratio 0 is the whole network.
     """
     every = list(prunable(model))
-    layers = [name for name in every if unit == "weight" or name != _classifier(model)]
+    last = None if unit == "weight" else classifier(model, split.images[:1].float())
+    layers = [name for name in every if name != last]
     known("only", only or (), layers)
     whole, rows = measure(model, split, calibration, precision=precision), []
 

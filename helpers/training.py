@@ -22,7 +22,7 @@ from helpers.data import Data, batches
 from helpers.evaluation import Accuracy, Precision, autocast, evaluate, predict
 from helpers.muon import Muon
 from helpers.networks import fixed, logits_of, outputs, refusing
-from helpers.runs import channels_last
+from helpers.runs import channels_last, classifier
 from helpers.types import (
     Count,
     NotNegative,
@@ -83,7 +83,8 @@ def fit(
         if isinstance(module, nn.Module):
             channels_last(module.to(device))
     train, validation = data.train.to(device), data.validation.to(device)
-    raw = _optimizer(model, optimizer, lr, momentum, weight_decay)
+    last = classifier(model, next(batches(train.take(slice(0, 2)), 2))[0])
+    raw = _optimizer(model, last, optimizer, lr, momentum, weight_decay)
     wrapped, stepper = accelerator.prepare(model, raw)
     forward = torch.compile(wrapped) if compile else wrapped
     objective, eval_parts = _objective(loss, label_smoothing), fixed(model)
@@ -215,7 +216,7 @@ def _check_finite(loss: float, where: str, run: Run) -> None:
 
 
 def _optimizer(
-    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
+    model: nn.Module, last: str | None, name: str, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in weights if weight.ndim > 1]
@@ -223,10 +224,13 @@ def _optimizer(
     if name == "sgd":
         groups = [{"params": matrices, "weight_decay": weight_decay}, vectors]
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    linear = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
-    classifier = [weight for weight in matrices if linear and weight is linear[-1]]
-    hidden = [weight for weight in matrices if not linear or weight is not linear[-1]]
-    by_sgd = {"params": classifier, "weight_decay": weight_decay, "orthogonal": False}
+    head = None if last is None else model.get_submodule(last).weight
+    hidden = [weight for weight in matrices if weight is not head]
+    by_sgd = {
+        "params": [weight for weight in matrices if weight is head],
+        "weight_decay": weight_decay,
+        "orthogonal": False,
+    }
     return Muon([{"params": hidden}, by_sgd, vectors | {"orthogonal": False}], lr=lr, momentum=momentum)
 
 

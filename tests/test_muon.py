@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from helpers import evaluation, models
+from helpers.channels import prune_channels
 from helpers.data import load_data
 from helpers.muon import Muon, orthogonalize
 from helpers.pruning import GradualPruner, PolynomialSchedule, prunable
@@ -103,6 +104,27 @@ def test_in_fit_the_classifier_and_what_is_frozen_are_not_held_at_a_norm():
         weight = model[layer].weight
         assert (weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=1e-5)) is held
         assert torch.allclose(weight, before[f"{layer}.weight"], atol=1e-6) is not held
+
+
+class HeadFirst(nn.Module):
+    """Defines its head before the layers that run before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.neck, self.body = nn.Linear(8, 10), nn.Linear(16, 8), nn.Conv2d(3, 16, 3, stride=4)
+
+    def forward(self, images):
+        return self.head(self.neck(self.body(images).relu().mean((2, 3))).relu())
+
+
+def test_the_classifier_is_what_runs_last():
+    data, model = load_data("digits", train_limit=64), HeadFirst()
+    head = model.head.weight.detach().clone()
+    fit(model, data, epochs=1, batch_size=64, optimizer="muon", lr=1e-9, progress=False)  # held, not moved
+    assert torch.allclose(model.head.weight, head, atol=1e-6)
+    assert model.neck.weight.norm().item() == pytest.approx(8**0.5, rel=1e-5)
+    thin = prune_channels(model, torch.zeros(1, 3, 32, 32), 0.5, round_to=1)
+    assert (len(thin.head.weight), len(thin.neck.weight), len(thin.body.weight)) == (10, 4, 8)
 
 
 def test_a_pruned_weight_is_zero_after_every_step():

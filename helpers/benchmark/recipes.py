@@ -263,22 +263,6 @@ LARGER = {  # as a GPU makes them in a few minutes
     "resnet50_base": Recipe(
         start="resnet50", epochs=5, gpu=20, fit=FIRST_MUON, reference="resnet50_base", **OWN
     ),
-    # on a CPU: small pictures first (Tan and Le 2021, section 4)
-    "resnet50_16px": Recipe(
-        start="resnet50",
-        epochs=6,
-        prepare=at_pixels(16),
-        fit=FIRST_MUON | {"batch_size": 250, "cutout": 4},
-        reference="resnet50_16px",
-        **OWN,
-    ),
-    "resnet50_grown": Recipe(
-        start="resnet50_16px",
-        epochs=3,
-        fit=FIRST_MUON | {"batch_size": 250, "lr": 0.06},
-        reference="resnet50_grown",
-        **OWN,
-    ),
     "resnet50_zeros85": on(
         0.05, 2, start="resnet50_base", callbacks=gradual(0.85, end=0.5), recorded=False, gpu=10, **OF50
     ),
