@@ -84,14 +84,13 @@ def prune_channels(
         import torch_pruning
     except ImportError as error:
         raise ImportError("prune_channels needs torch-pruning: pip install torch-pruning") from error
-    graph = traced(model, example)[0]
     shares = _shares(model, classifier(model, example), ratio, skip)
     if scope == "global" and isinstance(ratio, dict):
         raise ValueError('scope must be "layer" where ratio names layers, got "global"')
     if importance == "gradient" and any(weight.grad is None for weight in prunable(model).values()):
         raise ValueError('importance "gradient" needs gradients: call backward on a batch first')
     score = getattr(torch_pruning.importance, SCORES[importance])()
-    groups, tied, alone = groups_of(graph, shares, score)
+    groups, tied, alone = groups_of(traced(model, example)[0], shares, score)
     ranked = _ranked(groups, ratio) if scope == "global" else groups
     plan = {group.name: gone for group in ranked if (gone := _lowest(group, round_to))}
     smaller, leaking = without(model, example, plan)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.networks import outputs
+from helpers.networks import outputs, refusing
 from helpers.types import Network, Shape, by_name, checked
 
 PICTURE = (1, 3, 32, 32)
@@ -82,9 +82,12 @@ def hooked(layers: by_name(nn.Module), hook: Callable, before: Callable | None =
 def classifier(model: nn.Module, pictures: Tensor) -> str | None:
     """Return the name of the Linear that runs last, whose outputs are the classes; None: none runs."""
     layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    ran, pictures = [None], pictures.to(next(model.parameters()))
-    with hooked(layers, lambda name, *rest: ran.append(name)):
-        outputs(model, pictures, training=False)
+    ran, like = [None], next(model.parameters(), pictures)
+    with (
+        hooked(layers, lambda name, *rest: ran.append(name)),
+        refusing(f"example must be an input that the model takes, got {tuple(pictures.shape)}"),
+    ):
+        outputs(model, pictures.to(like), training=False)
     return ran[-1]
 
 

@@ -72,6 +72,7 @@ NOT_CHECKED = {  # what takes numbers, choices, names or paths unchecked: a patt
     "deploy.torchserve.Server": "made by serving",
     "deploy.writing.*": "behind export, which checks",
     "diagrams.*": "draws the numbers that our own functions return",
+    "layers.in_words": "takes whatever a module holds",
     "lesson.open_lesson": "its budget may come from the environment as well: below",
     "maintain.*": "the maintainers' own commands",
     "muon.orthogonalize": "runs in every step",
