@@ -139,14 +139,23 @@ def _settings(arguments: dict, callbacks: list[Callback]) -> dict:
 
 def _described(loss: object) -> str:
     """Say what a loss is and depends on: attributes or what it encloses, and weights, such as a teacher's."""
-    if inspect.isfunction(loss):
-        plain = inspect.getclosurevars(loss).nonlocals
+    plain = {name: value for name, value in getattr(loss, "__dict__", {}).items() if name[0] != "_"}
+    plain.pop("training", None)
+    if inspect.ismethod(loss):
+        plain = {"of": loss.__self__}
+    elif inspect.isfunction(loss):
+        held = {"defaults": loss.__defaults__} if loss.__defaults__ else {}
+        plain = inspect.getclosurevars(loss).nonlocals | held
     elif isinstance(loss, functools.partial):
-        plain = {"of": loss.func, "given": loss.args, **loss.keywords}
-    else:
-        plain = {name: value for name, value in vars(loss).items() if name[0] != "_" and name != "training"}
-    parts = [f"{name}={in_words(name, value, ANY)}" for name, value in plain.items()]
+        plain = (
+            {"of": loss.func} | {str(place): given for place, given in enumerate(loss.args)} | loss.keywords
+        )
+    parts = [f"{name}={_held(name, value)}" for name, value in plain.items()]
     if weights := loss.state_dict() if isinstance(loss, nn.Module) else {}:
         mark = digest({name: tensor.detach().cpu() for name, tensor in weights.items()})[:10]
         parts.append(f"weights {mark}")
     return f"{getattr(loss, '__qualname__', type(loss).__name__)}({', '.join(parts)})"
+
+
+def _held(name: str, value: object) -> str:
+    return _described(value) if isinstance(value, nn.Module) else in_words(name, value, ANY)

@@ -206,6 +206,14 @@ def closed_over(smoothing):
     return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
+def by_default(smoothing):
+    return lambda logits, labels, power=smoothing: F.cross_entropy(logits * power, labels)
+
+
+def asked(loss, logits, labels):
+    return loss(logits, labels)
+
+
 class Sharper(nn.Module):
     def __init__(self, power):
         super().__init__()
@@ -221,9 +229,12 @@ class Sharper(nn.Module):
         lambda number: nn.CrossEntropyLoss(label_smoothing=number),
         lambda number: partial(F.cross_entropy, label_smoothing=number),
         closed_over,
+        by_default,
         Sharper,
+        lambda number: Sharper(number).forward,
+        lambda number: partial(asked, nn.CrossEntropyLoss(label_smoothing=number)),
     ],
-    ids=["module", "partial", "closure", "attribute"],
+    ids=["module", "partial", "closure", "default", "attribute", "method", "module in a partial"],
 )
 def test_losses_that_print_alike_are_told_apart(make, few, tmp_path):
     options = {"epochs": 1, "checkpoint": tmp_path / "run.safetensors", **SHORT}
