@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from helpers.callbacks import Callback, Run
 from helpers.checkpoint import Checkpoint, CheckpointPath
-from helpers.data import Data, batches
+from helpers.data import Data, Split, batches
 from helpers.evaluation import Accuracy, Precision, autocast, evaluate, predict
 from helpers.muon import Muon
 from helpers.networks import fixed, logits_of, outputs, refusing
@@ -83,8 +83,7 @@ def fit(
         if isinstance(module, nn.Module):
             channels_last(module.to(device))
     train, validation = data.train.to(device), data.validation.to(device)
-    last = classifier(model, next(batches(train.take(slice(0, 2)), 2))[0])
-    raw = _optimizer(model, last, optimizer, lr, momentum, weight_decay)
+    raw = _optimizer(model, train, optimizer, lr, momentum, weight_decay)
     wrapped, stepper = accelerator.prepare(model, raw)
     forward = torch.compile(wrapped) if compile else wrapped
     objective, eval_parts = _objective(loss, label_smoothing), fixed(model)
@@ -216,7 +215,7 @@ def _check_finite(loss: float, where: str, run: Run) -> None:
 
 
 def _optimizer(
-    model: nn.Module, last: str | None, name: str, lr: float, momentum: float, weight_decay: float
+    model: nn.Module, train: Split, name: str, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in weights if weight.ndim > 1]
@@ -224,13 +223,10 @@ def _optimizer(
     if name == "sgd":
         groups = [{"params": matrices, "weight_decay": weight_decay}, vectors]
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    last = classifier(model, next(batches(train.take(slice(0, 2)), 2))[0])
     head = None if last is None else model.get_submodule(last).weight
-    hidden = [weight for weight in matrices if weight is not head]
-    by_sgd = {
-        "params": [weight for weight in matrices if weight is head],
-        "weight_decay": weight_decay,
-        "orthogonal": False,
-    }
+    hidden, heads = ([weight for weight in matrices if (weight is head) == own] for own in (False, True))
+    by_sgd = {"params": heads, "weight_decay": weight_decay, "orthogonal": False}
     return Muon([{"params": hidden}, by_sgd, vectors | {"orthogonal": False}], lr=lr, momentum=momentum)
 
 
