@@ -56,8 +56,8 @@ def from_folder(
         validation, test: shares of each class to hold out, at least one picture, where there is no folder.
         seed: which pictures are held out, and the order of all.
         mirror: whether a picture means the same seen in a mirror (see ``Split``).
-        memory_gb: more than this lies in a file that is mapped, not read: only what a
-            batch needs is loaded, on a CPU; a GPU gets the whole.
+        memory_gb: more than this lies in a file that is mapped, not read: on a CPU only what a batch needs is
+            loaded; a GPU gets the whole.
         cache: the folder for that file, which later calls find again. Default: in the user's cache folder.
         progress: show a bar.
 
@@ -114,17 +114,16 @@ def _parts(path: Path, shares: dict[str, float], seed: int) -> tuple[list[str], 
     # the classes, and the files of each split with their labels, in an order drawn from ``seed``
     if not path.is_dir():
         raise ValueError(f"path must be a folder, got {path}")
-    there = {
-        part: [one for one in _folders(path) if one.name.lower() in names] for part, names in FOLDERS.items()
-    }
-    if twice := [folders for folders in there.values() if len(folders) > 1]:
+    folders = _folders(path)
+    there = {part: [one for one in folders if one.name.lower() in names] for part, names in FOLDERS.items()}
+    if twice := [own for own in there.values() if len(own) > 1]:
         raise ValueError(f"path must hold one folder for each split, got {' and '.join(map(str, twice[0]))}")
-    found = {part: _listed(folders[0]) for part, folders in there.items() if folders}
+    found = {part: _listed(own[0]) for part, own in there.items() if own}
     if len(found) > 1 and "train" not in found:
         raise ValueError(f"path must hold train beside {' and '.join(found)}, got {path}")
-    if len(found) < 2 and not (there["train"] and _folders(path) == there["train"]):
+    if len(found) < 2 and folders != (there["train"] or None):
         found = {"train": _listed(path)}  # the classes themselves
-        within = [{inner.name for inner in _folders(one)} for one in _folders(path)]
+        within = [{inner.name for inner in _folders(one)} for one in folders]
         if len(within) > 1 and within[0] and all(names == within[0] for names in within):
             warnings.warn(
                 f"{', '.join(found['train'])} are taken for classes, though all hold the folders "
