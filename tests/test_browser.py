@@ -1,5 +1,6 @@
 """The sliders in a real browser: JupyterLab on 127.0.0.1 with a token, Chromium, mouse and keyboard; on digits, to be quick."""
 
+import ast
 import base64
 import contextlib
 import json
@@ -66,13 +67,10 @@ def lab(tmp_path_factory):
     """A JupyterLab over a copy of the notebooks (it saves what it shows); yields address and token."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, folder / "notebooks")
-    for name in SLIDERS:  # what comes after the slider is nbval's to run
+    for name in SLIDERS:  # the other cells are nbval's to run
         path = folder / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        last = max(
-            place for place, cell in enumerate(notebook.cells) if re.search(r"_sliders?\(", cell.source)
-        )
-        notebook.cells = notebook.cells[: last + 1]
+        notebook.cells = _behind_the_slider(notebook.cells)
         nbformat.write(notebook, path)
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
@@ -125,6 +123,23 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def _behind_the_slider(cells):
+    """The last cell with a slider, and of those before it the ones that name what it stands on."""
+    last = max(place for place, cell in enumerate(cells) if re.search(r"_sliders?\(", cell.source))
+    kept, wanted = [], set()
+    for cell in reversed([cell for cell in cells[: last + 1] if cell.cell_type == "code"]):
+        tree = ast.parse(cell.source)
+        given = {alias.asname or alias.name for node in ast.walk(tree) for alias in getattr(node, "names", ())
+                 if isinstance(alias, ast.alias)}  # fmt: skip
+        given |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        given |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        if not kept or given & wanted:
+            kept.insert(0, cell)
+            wanted |= {name.id for name in names if isinstance(name.ctx, ast.Load)}
+    return kept
 
 
 def opening():
