@@ -58,10 +58,6 @@ def _vgg(letter: str, num_classes: int) -> nn.Module:
     return ConvNet(features, 512, num_classes)
 
 
-def _vgg19_imagenet(num_classes: int) -> nn.Module:
-    return torchvision.models.vgg19(num_classes=num_classes, init_weights=False)
-
-
 def _resnet(name: str, num_classes: int) -> nn.Module:
     # torchvision's (He 2016) with the CIFAR stem: 3 x 3, stride 1, no pooling
     model = torchvision.models.get_model(name, num_classes=num_classes)
@@ -156,5 +152,5 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "fast_convnet_1m": functools.partial(FastConvNet, (48, 176, 176)),
     "fast_convnet_2m": functools.partial(FastConvNet, (64, 256, 256)),  # as wide as airbench94's
     "mobilenet_student": _mobilenet_student,
-    "vgg19_imagenet": _vgg19_imagenet,
+    "vgg19_imagenet": lambda classes: torchvision.models.vgg19(num_classes=classes, init_weights=False),
 }

@@ -99,7 +99,8 @@ def save(
         raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if not _is_plain(tensor):
+        strided = type(tensor) is Tensor and tensor.layout == torch.strided
+        if not strided or tensor.is_quantized or tensor.is_meta:
             hint = "Way out: save it before its tensors become quantized or sparse"
             kind = f"{tensor.layout}, {tensor.device}" if type(tensor) is Tensor else type(tensor).__name__
             raise ValueError(
@@ -169,14 +170,6 @@ def load(path: AnyPath, into: Network | None = None) -> nn.Module:
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple]:
     return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) is Tensor
-        and tensor.layout == torch.strided
-        and not (tensor.is_quantized or tensor.is_meta)
-    )
 
 
 def _recipe(model: nn.Module) -> dict:

@@ -88,9 +88,7 @@ def stacked_bars(
 
 def grouped_bars(axes: Axes, table: pd.DataFrame, labels: dict, kind: str = "bar", **look: object) -> None:
     """Draw a group of bars per row of a table, a bar per column, with its number (``labels``: its look)."""
-    label = axes.get_xlabel()  # which pandas would replace by the index's name
-    table.plot(kind=kind, ax=axes, width=0.8, **look)
-    axes.set_xlabel(label)
+    table.plot(kind=kind, ax=axes, width=0.8, xlabel=axes.get_xlabel(), **look)
     for drawn in axes.containers:
         axes.bar_label(drawn, **{"fontsize": 8} | labels)
 

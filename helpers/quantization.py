@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from helpers.callbacks import Callback, Run
@@ -265,9 +266,7 @@ def entropy(values: tensor()) -> float:
 
     No code of single values can be shorter on average.
     """
-    counts = values.unique(return_counts=True)[1].cpu().double()
-    shares = counts / counts.sum()
-    return float(-(shares * shares.log2()).sum())
+    return float(stats.entropy(values.unique(return_counts=True)[1].cpu(), base=2))
 
 
 @checked
@@ -279,12 +278,10 @@ def huffman_lengths(counts: Mapping[Hashable, Count]) -> dict[Hashable, int]:
     """
     if not counts:
         raise ValueError("counts must hold at least one symbol, got none")
-    if len(counts) == 1:
-        return dict.fromkeys(counts, 1)
     ticket = itertools.count()  # breaks ties between equal counts
     heap = sorted((count, next(ticket), {symbol: 0}) for symbol, count in counts.items())
     while len(heap) > 1:  # join the two rarest: everything under them gets one bit longer
         (one, _, left), (two, _, right) = heapq.heappop(heap), heapq.heappop(heap)
         longer = {symbol: depth + 1 for symbol, depth in (left | right).items()}
         heapq.heappush(heap, (one + two, next(ticket), longer))
-    return heap[0][2]
+    return {symbol: max(1, depth) for symbol, depth in heap[0][2].items()}  # one bit even if it is alone

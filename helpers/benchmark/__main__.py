@@ -83,48 +83,30 @@ def listed(names: Sequence[str], bench: Bench) -> str:
     return "\n".join(lines)
 
 
+OPTIONS = {  # of the command line, as argparse takes them; the first of ``choices`` is the default
+    "--list": {"action": "store_true", "help": "say what there is and what it takes; run nothing"},
+    "--measure": {"action": "store_true", "help": "measure the networks that are there anew, untrained"},
+    "--seeds": {"type": int, "nargs": "+", "help": "default: the recipe's"},
+    "--epochs": {"type": int, "help": "default: the recipe's; asks for --out"},
+    "--budget": {"choices": ("cpu", "gpu"), "help": "gpu: recipes that say how long a GPU can train them"},
+    "--formats": {"nargs": "+", "choices": EVERYWHERE, "default": (), "help": "these alone; the rest later"},
+    "--data": {"choices": ("cifar10", "digits"), "help": "digits is a trial; asks for --out"},
+    "--out": {"type": Path, "help": "folder for rows and networks; default: data/ and build/ here"},
+    "--device": {"choices": ("auto", "cpu"), "help": "auto: the GPU if there is one"},
+    "--workers": {"type": int, "default": 1, "help": "runs side by side, each in a process"},
+    "--engine": {"choices": ("here", "ray")},
+    "--address": {"help": "of a running Ray cluster; default: one is started here"},
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     line = argparse.ArgumentParser(
         "python -m helpers.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    line.add_argument(
-        "names",
-        nargs="*",
-        metavar="name",
-        help=f"recipes (see --list) or {', '.join(MORE)}",
-    )
-    line.add_argument(
-        "--list", action="store_true", help="say what there is, what is there, and what it takes; run nothing"
-    )
-    line.add_argument(
-        "--measure", action="store_true", help="measure the networks that are there anew, without training"
-    )
-    line.add_argument("--seeds", type=int, nargs="+", help="default: the recipe's")
-    line.add_argument("--epochs", type=int, help="default: the recipe's; asks for --out")
-    line.add_argument(
-        "--budget",
-        choices=("cpu", "gpu"),
-        default="cpu",
-        help="gpu: recipes that say how long a GPU can train them, for so long",
-    )
-    line.add_argument(
-        "--formats", nargs="+", default=(), choices=EVERYWHERE, help="measure these alone; the rest later"
-    )
-    line.add_argument(
-        "--data", default="cifar10", choices=("cifar10", "digits"), help="digits is a trial; asks for --out"
-    )
-    line.add_argument(
-        "--out", type=Path, help="folder for rows and networks; default: this repository's data/ and build/"
-    )
-    line.add_argument(
-        "--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one"
-    )
-    line.add_argument(
-        "--workers", type=int, default=1, help="runs side by side, each in a process: two or three on a GPU"
-    )
-    line.add_argument("--engine", choices=("here", "ray"), default="here")
-    line.add_argument("--address", help="of a running Ray cluster; default: one is started here")
+    line.add_argument("names", nargs="*", metavar="name", help=f"recipes (see --list) or {', '.join(MORE)}")
+    for option, settings in OPTIONS.items():
+        line.add_argument(option, **{"default": settings.get("choices", (None,))[0]} | settings)
     return line
 
 

@@ -7,6 +7,7 @@ always belong together.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from helpers.benchmark import peers
 from helpers.benchmark.changes import (
@@ -30,7 +31,7 @@ FIRST = {"batch_size": 128, "lr": 0.1, "schedule": "one_cycle", "warmup": 0.2}
 AGAIN = FIRST | {"lr": 0.05, "warmup": 0.1}  # a warm restart (Loshchilov and Hutter 2017)
 STUDENT = {"batch_size": 128, "lr": 0.1}
 MUON = {"optimizer": "muon", "momentum": 0.6, "batch_size": 500, "schedule": "one_cycle", "warmup": 0.1}
-QUICK, FIRST_MUON = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}
+QUICK, FIRST_MUON, STEPS = MUON | {"lr": 0.2}, MUON | {"lr": 0.1, "cutout": 8}, MUON | {"batch_size": 250}
 
 OWN = {"exports": TORCH}  # in PyTorch alone
 TAUGHT = {"teacher": "teacher", "recorded": True}  # an epoch is then all pictures and their mirror images
@@ -38,22 +39,13 @@ FROM = {"start": "teacher", "gpu": 15, **TAUGHT}
 PRUNED, LOW_RANK, COMBINED = (10, 2.1, 3.0), (3.3, 0.7, 2.3), (40, 2.8, 10.3)  # as usually claimed
 
 
-def on(lr: float, epochs: int, **settings: object) -> Recipe:
+def on(lr: float, epochs: int, fit: Mapping[str, object] = STEPS, **settings: object) -> Recipe:
     """Return the recipe of a network made from the teacher and taught by it, by Muon."""
-    return Recipe(**{**FROM, "epochs": epochs, "fit": MUON | {"lr": lr, "batch_size": 250}, **settings})
+    return Recipe(**FROM | {"epochs": epochs, "fit": {**fit, "lr": lr}} | settings)
 
 
-def freshly(lr: float, epochs: int, **settings: object) -> Recipe:
-    """Return the recipe of such a network, by Muon, whose teacher answers each picture as it is shown."""
-    fit = MUON | {"lr": lr, "batch_size": 250, "cutout": 8}
-    return on(lr, epochs, recorded=False, fit=fit, **settings)
-
-
-def slowly(lr: float, epochs: int, **settings: object) -> Recipe:
-    """Return the recipe of a network made from the teacher and taught by it, by small steps of SGD."""
-    return Recipe(
-        **{**FROM, "epochs": epochs, "fit": {"batch_size": 128, "lr": lr, "warmup": 0.05}, **settings}
-    )
+freshly = partial(on, fit=STEPS | {"cutout": 8}, recorded=False)  # asks the teacher as each picture is shown
+slowly = partial(on, fit={"batch_size": 128, "warmup": 0.05})  # by small steps of SGD
 
 
 def smaller(start: str, epochs: int, zeros: float, **settings: object) -> Recipe:

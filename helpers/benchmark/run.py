@@ -4,30 +4,42 @@ A killed run goes on from its last epoch, and a finished row is not run again.
 """
 
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from helpers import distillation, models, profiling, pruning
+from helpers import distillation, export, models, profiling, pruning
 from helpers.benchmark import results
 from helpers.benchmark.bench import SHIPPED, Bench, Job
 from helpers.benchmark.changes import Lab
-from helpers.benchmark.measuring import record
 from helpers.benchmark.recipe import NETWORKS, Recipe, fresh, opened
 from helpers.checkpoint import Checkpoint
 from helpers.data import Data, Split, load_data
+from helpers.deploy.runtimes import RUNTIMES
 from helpers.distillation import DistillationLoss
-from helpers.evaluation import measure
+from helpers.evaluation import measure, predict
 from helpers.files import atomic_path, digest, fingerprint
 from helpers.training import fit
 
 KEPT = (  # what a new measurement takes over of the old row
     "network", "seed", "data", "epochs", "pictures", "start", "teacher", "as_is", "recalibrated", "seconds",
 )  # fmt: skip
+AGREEMENT = 0.95  # share of pictures that must keep their class in int8
+WRITERS: dict[str, tuple[str, Callable, dict]] = {  # suffix, writer, its settings
+    "onnx": (".onnx", export.to_onnx, {}),
+    "litert": (".tflite", export.to_litert, {}),
+    "litert int8": (".tflite", export.to_litert, {"int8": True}),
+    "executorch": (".pte", export.to_executorch, {}),
+    "coreml": (".mlpackage", export.to_coreml, {}),
+    "coreml int8": (".mlpackage", export.to_coreml, {"weights": "int8"}),
+    "torchserve": (".mar", export.to_torchserve, {}),
+}
 RATIOS = {"weight": (0.5, 0.8, 0.9, 0.95, 0.98), "channel": (0.25, 0.5, 0.75, 0.9)}  # of the scans
 
 
@@ -152,3 +164,101 @@ def remeasure(name: str, seed: int, bench: Bench) -> None:
     data = recipe.prepare(bench.pictures(recipe, seed), opened(name, path), seed)
     if results.state().is_main_process:
         record(row, path, recipe, data, bench)
+
+
+# -- what a kept network costs and scores, in every file format of its recipe: rows of networks.csv ---------
+
+
+def record(row: dict, path: Path, recipe: Recipe, data: Data, bench: Bench) -> None:
+    """Write a kept network in its formats, measure each file, and append the rows with their answers.
+
+    Args:
+        row: what is known of the network already.
+        path: where it is kept.
+        recipe: its recipe.
+        data: its pictures, prepared.
+        bench: where the rows go.
+    """
+    name, split = row["network"], getattr(data, recipe.split)
+    model = opened(name, path)
+    own_reference = recipe.reference == name
+    weights = fingerprint(path)
+    row |= {
+        "weights": weights,
+        "reference": f"{name}@{weights}" if own_reference else bench.mark(recipe.reference),
+        "parameters": profiling.count_parameters(model),
+        "nonzeros": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
+        "macs": profiling.count_macs(model, (1, *split.images.shape[1:])),
+        "total": len(split),
+    }
+    reference = opened(recipe.reference, path if own_reference else bench.file(recipe.reference))
+    expected, rows, files = predict(model.to(results.state().device), split).argmax(1), [], {}
+    model.cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        for form in bench.formats(recipe):
+            if form == "torch":
+                answers, measured = expected, _torch(model, path, reference, split, bench)
+            else:
+                files[form] = _write(form, model, Path(folder), files, data, split, bench)
+                answers = _answers(files[form], split)
+                measured = _file(files[form], reference, row["reference"], split, bench)
+            measured |= {
+                "format": form,
+                "correct": int((answers == split.labels).sum()),
+                "agreeing": float((answers == expected).float().mean()),
+            }
+            rows.append(row | measured)
+            results.keep_answers(rows[-1], answers, bench.results)
+    where = results.provenance(row["seed"])
+    results.append("networks", [one | where for one in rows], bench.results)
+    said = ", ".join(f"{one['format']} {results.accuracy(pd.Series(one))}" for one in rows)
+    print(f"{name}, seed {row['seed']}: {said}")
+
+
+def _torch(model: nn.Module, path: Path, reference: nn.Module, split: Split, bench: Bench) -> dict:
+    sizes = {"bytes": profiling.smallest_file(model)[1], "zip_bytes": path.stat().st_size, "memory_mb": ""}
+    networks, shape = {"own": model, "reference": reference}, (1, *split.images.shape[1:])
+    return sizes | _times(profiling.latencies(networks, shape, threads=1, repeats=bench.repeats))
+
+
+def _file(path: Path, reference: nn.Module, mark: str, split: Split, bench: Bench) -> dict:
+    files = [each for each in (path, *path.rglob("*")) if each.is_file()]
+    found = {"bytes": sum(each.stat().st_size for each in files), "zip_bytes": export.zipped_bytes(path)}
+    if path.suffix not in RUNTIMES:  # it does not run on this machine
+        return found | dict.fromkeys(("memory_mb", *profiling.LATENCY, "reference_ms"), "")
+    memory = {} if bench.trial else export.peak_memory(path)
+    found["memory_mb"] = round(memory["peak_mb"] - memory["baseline_mb"], 1) if memory else ""
+    pair = {"own": path, "reference": _reference_onnx(reference, mark, split, bench)}
+    return found | _times(export.latencies(pair, threads=1, repeats=bench.repeats))
+
+
+def _write(
+    form: str, model: nn.Module, folder: Path, files: dict[str, Path], data: Data, split: Split, bench: Bench
+) -> Path:
+    some, few = split.take(slice(0, 200)), data.train.take(slice(0, 500))
+    if form == "onnx int8":  # from the file that is there; a network trained for seconds rounds badly
+        least = 0.0 if bench.trial else AGREEMENT
+        return export.quantize_onnx(
+            files.get("onnx", model), folder / "int8.onnx", few, some, agreement=least
+        )
+    suffix, write, settings = WRITERS[form]
+    settings = settings | ({"calibration": few} if "int8" in settings else {})
+    return write(model, folder / f"{form.replace(' ', '_')}{suffix}", some, **settings)
+
+
+def _answers(path: Path, split: Split) -> Tensor:
+    if path.suffix == ".mar":  # its handler answers with a class and a probability, not with logits
+        return export.archive_labels(path, split)
+    logits = export.coreml_logits if path.suffix == ".mlpackage" else export.logits
+    return logits(path, split).argmax(1)
+
+
+def _reference_onnx(reference: nn.Module, mark: str, split: Split, bench: Bench) -> Path:
+    """Return the reference as an ONNX file, written once; ``mark`` is its name and its weights."""
+    path = bench.work / "references" / f"{mark.rpartition(':')[2]}-{split.images.shape[-1]}.onnx"
+    return path if path.exists() else export.to_onnx(reference, path, split.take(slice(0, 200)))
+
+
+def _times(timed: dict[str, dict]) -> dict[str, float]:
+    own = {name: timed["own"][name] for name in profiling.LATENCY}
+    return {k: round(ms, 4) for k, ms in (own | {"reference_ms": timed["reference"]["latency_ms"]}).items()}

@@ -8,7 +8,6 @@ import argparse
 import base64
 import json
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import litserve
@@ -55,10 +54,6 @@ class Classifier(litserve.LitAPI):
         good = [each for each in pictures if isinstance(each, torch.Tensor)]
         logits = iter(self.run(torch.stack(good).numpy()) if good else [])
         return [next(logits) if isinstance(each, torch.Tensor) else each for each in pictures]
-
-    def unbatch(self, answers: list) -> Iterable:
-        """Give each request its answer."""
-        return answers
 
     def encode_response(self, answer: np.ndarray | str) -> dict:
         """Name the class, or the reason."""

@@ -4,13 +4,14 @@ Source: https://apple.github.io/coremltools/source/coremltools.converters.mil.mi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers.deploy.writing import ExportError
 
@@ -42,12 +43,8 @@ class Program:
                 f"{name} holds {', '.join(sorted(unknown))}, which cannot be computed outside Core ML"
             )
         made = {*self.inputs, *(out.name for each in self.operations for out in each.outputs)}
-        self.stored = {
-            variable.name: _stored(variable)
-            for each in self.operations
-            for variable in _variables(each)
-            if variable.name not in made
-        }
+        taken = [variable for each in self.operations for variable in tree_leaves(each.inputs)]
+        self.stored = {one.name: _stored(one) for one in taken if one.name not in made}
 
     def __call__(self, picture: Tensor) -> Tensor:
         """Compute the logits; ExportError if a shape is not the one that the file declares for it."""
@@ -55,14 +52,8 @@ class Program:
         self._hold(picture, declared, "its input")
         values = self.stored | {taken: picture}
         for each in self.operations:
-            given = {
-                name: tuple(values[one.name] for one in variable)
-                if isinstance(variable, (list, tuple))
-                else values[variable.name]
-                for name, variable in each.inputs.items()
-            }
-            results = OPERATIONS[each.op_type](given)
-            results = results if isinstance(results, (list, tuple)) else (results,)
+            given = tree_map(lambda variable: values[variable.name], each.inputs)
+            results = tree_leaves(OPERATIONS[each.op_type](given))
             for variable, value in zip(each.outputs, results, strict=True):
                 self._hold(value, variable, f"{each.op_type} {variable.name}")
                 values[variable.name] = value
@@ -72,11 +63,6 @@ class Program:
         if tuple(value.shape) != tuple(declared.shape):
             shapes = f"{tuple(declared.shape)} for {what}, and gets {tuple(value.shape)}"
             raise ExportError(f"{self.name} declares the shape {shapes}")
-
-
-def _variables(operation: Any) -> Iterator[Any]:
-    for variable in operation.inputs.values():
-        yield from variable if isinstance(variable, (list, tuple)) else (variable,)
 
 
 # A constant of the file, unpacked: a tensor if it holds real numbers, else plain Python values.
@@ -144,18 +130,11 @@ def _avg_pool(a: Arguments) -> Tensor:
     return mean / pool(_padded(a | {"x": torch.ones_like(a["x"])}), *settings)
 
 
-def _batch_norm(a: Arguments) -> Tensor:
-    return F.batch_norm(a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), eps=_number(a))
-
-
 def _layer_norm(a: Arguments) -> Tensor:
-    axes = [axis % a["x"].ndim for axis in a.get("axes", range(a["x"].ndim))]
-    centred = a["x"] - a["x"].mean(axes, keepdim=True)
-    normal = centred * (centred.square().mean(axes, keepdim=True) + _number(a)).rsqrt()
-    shape = [n if axis in axes else 1 for axis, n in enumerate(normal.shape)]
-    scale, shift = (a[key].reshape(shape) if key in a else None for key in ("gamma", "beta"))
-    normal = normal if scale is None else normal * scale
-    return normal if shift is None else normal + shift
+    axes = sorted(axis % a["x"].ndim for axis in a.get("axes", range(a["x"].ndim)))
+    last = list(range(-len(axes), 0))  # where PyTorch has the dimensions that it normalises
+    x = a["x"].movedim(axes, last)
+    return F.layer_norm(x, x.shape[last[0] :], a.get("gamma"), a.get("beta"), _number(a)).movedim(last, axes)
 
 
 def _number(a: Arguments, name: str = "epsilon", default: float = 1e-5) -> float:
@@ -167,28 +146,21 @@ def _matmul(a: Arguments) -> Tensor:
     return x @ y
 
 
-def _split(a: Arguments) -> tuple[Tensor, ...]:
-    sizes = a.get("split_sizes") or a["x"].shape[a["axis"]] // a["num_splits"]
-    return a["x"].split(sizes, a["axis"])
-
-
+# By NumPy's indexing, which knows negative steps; a begin or an end whose mask is set is left open.
 def _slice(a: Arguments) -> Tensor:
-    x, count = torch.as_tensor(a["x"]), len(a["begin"])
-    steps, squeezed = a.get("stride", [1] * count), a.get("squeeze_mask", [False] * count)
-    open_begin, open_end = (a.get(name, [False] * count) for name in ("begin_mask", "end_mask"))
-    for axis, (begin, end, step) in enumerate(zip(a["begin"], a["end"], steps, strict=True)):
-        begin, end = None if open_begin[axis] else int(begin), None if open_end[axis] else int(end)
-        part = slice(begin, (begin + 1) or None) if squeezed[axis] else slice(begin, end, step)
-        x = x.index_select(axis, torch.tensor(range(*part.indices(x.shape[axis]))))
-    return x.squeeze([axis for axis in range(count) if squeezed[axis]])
+    count = len(a["begin"])
+    masks = (a.get(name, [False] * count) for name in ("begin_mask", "end_mask", "squeeze_mask"))
+    sides = zip(a["begin"], a["end"], a.get("stride", [1] * count), *masks, strict=True)
+    places = tuple(
+        int(begin) if squeezed else slice(None if first else int(begin), None if last else int(end), step)
+        for begin, end, step, first, last, squeezed in sides
+    )
+    return torch.from_numpy(np.array(torch.as_tensor(a["x"]).numpy()[places]))
 
 
 def _gather(a: Arguments) -> Tensor:
     x, indices = torch.as_tensor(a["x"]), torch.as_tensor(a["indices"])
-    axis = a.get("axis", 0) % x.ndim
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
-    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-    return x.index_select(axis, indices.reshape(-1)).reshape(shape)
+    return x[(slice(None),) * (a.get("axis", 0) % x.ndim) + (indices,)]
 
 
 def _scatter(a: Arguments) -> Tensor:
@@ -210,14 +182,6 @@ def _concat(a: Arguments) -> Tensor:
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)  # the first of each, then the second of each
 
 
-def _expand_dims(a: Arguments) -> Tensor:
-    x = torch.as_tensor(a["x"])
-    rank = x.ndim + len(a["axes"])
-    for axis in sorted(axis % rank for axis in a["axes"]):
-        x = x.unsqueeze(axis)
-    return x
-
-
 def _resized(mode: str) -> Callable[[Arguments], Tensor]:
     def resize(a: Arguments) -> Tensor:
         factors = [a.get(f"scale_factor_{side}", 1) for side in ("height", "width")]
@@ -235,11 +199,6 @@ def _gelu(a: Arguments) -> Tensor:
     return F.gelu(a["x"], approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
 
 
-def _cast(a: Arguments) -> Tensor:
-    kinds = {"bool": torch.bool, "fp16": torch.float32, "fp32": torch.float32}
-    return torch.as_tensor(a["x"]).to(kinds.get(a["dtype"], torch.int64))
-
-
 def _elementwise(function: Callable, *names: str) -> Callable[[Arguments], Tensor]:
     return lambda a: function(*(torch.as_tensor(a[name]) for name in names))
 
@@ -254,6 +213,7 @@ def _reduced(function: Callable) -> Callable[[Arguments], Tensor]:
 
 # -- all of them, by name ------------------------------------------------------------------------------------
 
+_KINDS = {"bool": torch.bool, "fp16": torch.float32, "fp32": torch.float32}  # others: whole numbers
 _UNARY = {
     torch.abs, torch.ceil, torch.cos, torch.erf, torch.exp, torch.floor, torch.logical_not, torch.relu,
     torch.round, torch.sigmoid, torch.sign, torch.sin, torch.sqrt, torch.square, torch.tanh,
@@ -279,7 +239,9 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "linear": lambda a: F.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
     "einsum": lambda a: torch.einsum(a["equation"], *a["values"]),
-    "batch_norm": _batch_norm,
+    "batch_norm": lambda a: F.batch_norm(
+        a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), eps=_number(a)
+    ),
     "layer_norm": _layer_norm,
     "instance_norm": lambda a: F.instance_norm(
         a["x"], weight=a.get("gamma"), bias=a.get("beta"), eps=_number(a)
@@ -305,11 +267,13 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "inverse": lambda a: 1 / (a["x"] + _number(a, default=1e-4)),
     "concat": _concat,
     "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], a["axis"]),
-    "split": _split,
+    "split": lambda a: a["x"].split(
+        a.get("split_sizes") or a["x"].shape[a["axis"]] // a["num_splits"], a["axis"]
+    ),
     "pad": lambda a: _pad(a["x"], a["pad"], a.get("mode", "constant"), _number(a, "constant_val", 0)),
     "reshape": lambda a: a["x"].reshape([*map(int, a["shape"])]),
     "transpose": lambda a: a["x"].permute(a["perm"]),
-    "expand_dims": _expand_dims,
+    "expand_dims": lambda a: torch.from_numpy(np.expand_dims(torch.as_tensor(a["x"]), tuple(a["axes"]))),
     "squeeze": lambda a: a["x"].squeeze(a.get("axes", list(range(a["x"].ndim)))),
     "tile": lambda a: a["x"].repeat([*map(int, a["reps"])]),
     "slice_by_index": _slice,
@@ -321,5 +285,5 @@ OPERATIONS: dict[str, Callable[[Arguments], Any]] = {
     "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], a["upscale_factor"]),
     "upsample_nearest_neighbor": _resized("nearest"),
     "upsample_bilinear": _resized("bilinear"),
-    "cast": _cast,
+    "cast": lambda a: torch.as_tensor(a["x"]).to(_KINDS.get(a["dtype"], torch.int64)),
 }

@@ -87,8 +87,8 @@ def open_session(path: str | os.PathLike, threads: int | None = None, *, suffix:
 onnx_session = open_session
 
 
-def onnx_inference(path: Path, threads: int, **settings: object) -> object:
-    """Open an ONNX network as onnxruntime's own InferenceSession; ``settings`` go into its SessionOptions."""
+def onnx_inference(path: Path | bytes, threads: int, **settings: object) -> object:
+    """Open an ONNX network, a file or its bytes, in onnxruntime; ``settings`` go into its SessionOptions."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -9,7 +9,7 @@ A new format is one function here beside the others of ``helpers.export``::
         return path
 
 ``runtimes.PACKAGES`` says what pip installs for it, ``runtimes.RUNTIMES`` (or ``run``) how a file is opened;
-accuracy, latency and memory are then measured like any other's. A line in ``benchmark.measuring.WRITERS`` and
+accuracy, latency and memory are then measured like any other's. A line in ``benchmark.run.WRITERS`` and
 its name in a recipe's ``exports`` make it a row of the tables (of a published network by ``--measure``).
 """
 

@@ -92,9 +92,7 @@ def values(path: Path, tensor: str, pictures: Split) -> Tensor:
     if tensor == "images":
         return from_numpy(images).flatten()
     model.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    with tempfile.TemporaryDirectory() as folder:
-        onnx.save(model, Path(folder) / "open.onnx")
-        found = onnx_inference(Path(folder) / "open.onnx", 1).run([tensor], {"images": images})[0]
+    (found,) = onnx_inference(model.SerializeToString(), 1).run([tensor], {"images": images})
     return from_numpy(found).flatten()
 
 
