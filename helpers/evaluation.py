@@ -89,8 +89,20 @@ def evaluate(
     Returns:
         Accuracy: ``float()`` in [0, 1], and its 95% interval.
     """
-    answers = predict(model, split, batch_size=batch_size, precision=precision).argmax(1)
-    return Accuracy(int((answers == split.likeliest.cpu()).sum()), len(split))
+    return right(predict(model, split, batch_size=batch_size, precision=precision), split)
+
+
+def right(logits: Tensor, split: Split) -> Accuracy:
+    """Count the pictures of ``split`` whose largest logit is their class's; each class must have one."""
+    labels = split.likeliest.cpu()
+    if labels.max() >= logits.shape[1]:
+        hint = (
+            "" if logits.shape[1] > 1 else ": of one logit z, for two classes, make torch.cat([0 * z, z], 1)"
+        )
+        raise ValueError(
+            f"model must give a logit for each class, 0 to {labels.max()}, got {logits.shape[1]}{hint}"
+        )
+    return Accuracy(int((logits.argmax(1) == labels).sum()), len(split))
 
 
 @checked
@@ -126,7 +138,9 @@ def recalibrate(
             norm.momentum = None  # a plain average over the batches
             norm.train()
         for images, _ in batches(pictures, batch_size):
-            fresh(images.to(like.dtype))
+            shape = " x ".join(map(str, images.shape))
+            with refusing(f"model must take pictures of {shape} in train mode"):
+                fresh(images.to(like.dtype))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return narrow(fresh, model)
@@ -161,6 +175,13 @@ class Paired:
     only_first: Whole
     only_second: Whole
     total: Count
+
+    def __post_init__(self) -> None:
+        if self.only_first + self.only_second > self.total:
+            both = self.only_first + self.only_second
+            raise ValueError(
+                f"only_first and only_second must be at most total, {self.total}, together, got {both}"
+            )
 
     @property
     def points(self) -> float:

@@ -10,9 +10,12 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import is_dataclass
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -202,7 +205,9 @@ def _settings(name: str, layer: nn.Module) -> dict[str, str]:
     said = {
         key: in_words(f"{name}.{key}", value) for key, value in (plain | hidden).items() if value is not None
     }
-    return {"type": type(layer).__name__, **said}
+    # each copy of an fx.GraphModule has a class of its own, under another name
+    kind = "GraphModule" if isinstance(layer, torch.fx.GraphModule) else type(layer).__name__
+    return {"type": kind, **said}
 
 
 def _private(name: str, layer: nn.Module, seen: set[int]) -> dict[str, str]:
@@ -234,6 +239,12 @@ def in_words(name: str, value: Any, seen: Collection[int] = ()) -> str:
         return f"tensor {digest({'': value.contiguous(), **places})[-8:]}"
     if isinstance(value, functools.partial):
         value = value.func, value.args, value.keywords
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = str(value.dtype), value.shape, value.tolist()
+    if isinstance(value, (set, frozenset)):
+        value = sorted(in_words(name, part, seen) for part in value)
+    if is_dataclass(value) or type(value) is SimpleNamespace:
+        value = type(value).__name__, vars(value)
     if isinstance(value, Mapping):
         value = list(value.items())
     if isinstance(value, (list, tuple)):

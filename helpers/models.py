@@ -95,8 +95,8 @@ def save(
         ValueError: a weight does not fit in ``dtype``, or ``model`` holds a layer that would not come back.
         OSError: the file cannot be written; an older file of that name is left as it was.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float16, bfloat16, float32 or float64, got {dtype}")
     tensors = {}
     for name, tensor in model.state_dict().items():
         strided = type(tensor) is Tensor and tensor.layout == torch.strided
@@ -107,7 +107,7 @@ def save(
                 f"model must hold plain tensors, but {name} ({kind}) would not come back. {hint}"
             )
         kept = tensor.to("cpu", dtype if tensor.is_floating_point() else None, copy=True).contiguous()
-        if not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
+        if dtype is not None and not torch.equal(tensor.isfinite().cpu(), kept.isfinite()):
             raise ValueError(f"dtype must hold every weight, but {name} overflows {dtype}")
         tensors[name] = kept
     recipe = json.dumps(_recipe(model))
@@ -175,7 +175,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple]:
 def _recipe(model: nn.Module) -> dict:
     # of build's networks the file holds what build cannot know; that all comes back is seen here
     described, built = layers.describe(model), getattr(model, "recipe", None)
-    if not isinstance(built, dict):
+    if not isinstance(built, dict) or built.keys() != {"name", "num_classes", "width"}:
         return described
     own = built | {
         key: described[key] for key in ("layers", "shared", "ties") if described[key] or key == "layers"

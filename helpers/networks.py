@@ -37,6 +37,16 @@ def known(argument: str, names: Iterable[str], layers: Iterable[str]) -> None:
 
 
 @checked
+def check_counted(model: nn.Module) -> None:
+    """Refuse a network with quantized layers, whose weights PyTorch does not show as they are stored."""
+    for name, layer in model.named_modules():
+        if "packed_params" in " ".join(vars(layer)) or any(
+            hasattr(one, "qdata") for one in layer.parameters(recurse=False)
+        ):
+            raise ValueError(f"model must have plain weights to be counted, but layer {name!r} is quantized")
+
+
+@checked
 def check_plain(model: nn.Module) -> None:
     """Refuse a network in which some ``layer.weight`` is not the parameter that holds the weights."""
     for name, layer in model.named_modules():
@@ -45,6 +55,8 @@ def check_plain(model: nn.Module) -> None:
 
 
 def _not_plain(layer: nn.Module) -> str:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "is TorchScript: give the module that it was made of"
     parameters = layer._parameters
     if parametrize.is_parametrized(layer):
         own = next(iter(layer.parametrizations))
@@ -117,6 +129,8 @@ def refusing(sentence: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "view size is not compatible" in str(error):
+            sentence = "model must call .reshape where it calls .view: channels lie last in memory here"
         raise ValueError(f"{sentence} ({error})") from error
 
 

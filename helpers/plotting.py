@@ -112,7 +112,7 @@ def _spelled(column: str) -> str:
 
 def where_it_goes(layers: pd.DataFrame) -> Figure:
     """Draw each layer's share of the network's bytes and time; ``layers`` is a profile with latencies."""
-    shown = layers[layers["type"].isin(["Conv2d", "Linear"])]
+    shown = layers[layers["macs"] > 0]
     titles = [{"title": f"share of the {what}", "xlabel": "% of the network"} for what in ("bytes", "time")]
     figure, grid = panels((9, 4.6), *titles, sharey=True)
     for axes, column, color in zip(grid, ("bytes", "latency_ms"), (BLUE, ORANGE), strict=True):
@@ -292,8 +292,9 @@ def formats(table: pd.DataFrame) -> Figure:
         sharey=True,
     )
     names = list(dict.fromkeys(table["format"]))
-    networks = zip(table.groupby("network", sort=False), (BLUE, ORANGE), (-0.12, 0.12), strict=False)
-    for (network, rows), color, shift in networks:
+    count = table["network"].nunique()
+    for number, (network, rows) in enumerate(table.groupby("network", sort=False)):
+        color, shift = COLORS[number % len(COLORS)], 0.24 * (number - (count - 1) / 2) / max(1, count - 1)
         place, middle = rows["format"].map(names.index) + shift, rows["latency_ms"]
         whiskers = [middle - rows["latency_low_ms"], rows["latency_high_ms"] - middle]
         grid[0].plot(rows["bytes"] / 1e6, place, "o", color=color, label=network)

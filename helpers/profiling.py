@@ -18,6 +18,7 @@ from torch.utils.benchmark import set_torch_threads, timer
 from helpers import models
 from helpers.data import Data, Split
 from helpers.evaluation import evaluate, evaluating, picture_shape
+from helpers.networks import check_counted
 from helpers.runs import PICTURE, calls, counted, example_of, forward, laid_out
 from helpers.runs import hooked as hooked
 from helpers.storage import STORAGES
@@ -103,6 +104,7 @@ def profile(
         macs, and with ``latency`` also latency_ms. A layer used twice has two rows and its parameters in the
         first only.
     """
+    check_counted(model)
     found = calls(model, input_shape)
     rows = [
         {
@@ -126,12 +128,14 @@ def profile(
 @checked
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, each counted once, zeros included."""
+    check_counted(model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @checked
 def count_macs(model: Network, input_shape: Shape = PICTURE) -> int:
     """Return the multiply-accumulates of one forward pass: half the FLOPs of its matrix products."""
+    check_counted(model)
     with evaluating(model), counted(model) as counter:
         forward(model, example_of(model, input_shape))
     return counter.get_total_flops() // 2
@@ -170,6 +174,7 @@ def peak_memory(model: nn.Module, input_shape: Shape = PICTURE) -> int:
     On a GPU it is the allocator's own peak. On a CPU it is taken from the profiler's record of allocations;
     workspaces that a kernel takes behind PyTorch's back are not in it.
     """
+    check_counted(model)
     example = example_of(model, input_shape)
     resident = sum(one.nbytes for one in (*model.parameters(), *model.buffers(), example))
     if example.device.type not in ("cpu", "cuda"):

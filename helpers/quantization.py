@@ -44,13 +44,14 @@ def quantize(values: tensor(), scale: Positive, zero_point: Whole, bits: GridBit
     levels = 2**bits - 1
     if zero_point > levels:
         raise ValueError(f"zero_point must be on the grid, 0 to {levels}, got {zero_point}")
+    values = values.to(torch.promote_types(values.dtype, torch.float32))  # half has too few digits
     return (values / scale + zero_point).round().clamp(0, levels).long()
 
 
 @checked
 def dequantize(integers: tensor(), scale: Positive, zero_point: Whole) -> Tensor:
     """Return the real values that the integers stand for."""
-    return scale * (integers - zero_point)
+    return scale * (integers.to(torch.promote_types(integers.dtype, torch.int64)) - zero_point)
 
 
 @checked

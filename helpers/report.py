@@ -148,12 +148,14 @@ def write(path: HtmlPath, title: str, table: Files, figures: Mapping[str, Figure
 
 
 def _compared(ships: pd.Series, other: pd.Series) -> str:
+    times = other["bytes"] / ships["bytes"]
     parts = [
         f"{ships['bytes'] / 1e6:.2f} MB instead of {other['bytes'] / 1e6:.2f} "
-        f"({other['bytes'] / ships['bytes']:.1f} times smaller)",
-        f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {other['correct']:,}",
+        f"({max(times, 1 / times):.1f} times {'smaller' if times >= 1 else 'larger'})",
+        f"{ships['correct']:,} of {ships['total']:,} pictures right instead of {other['correct']:,}"
+        + (f" of {other['total']:,}" if other["total"] != ships["total"] else ""),
     ]
-    if "latency_ms" in ships:
+    if "latency_ms" in ships and pd.notna(ships["latency_ms"]) and pd.notna(other["latency_ms"]):
         parts += [f"{ships['latency_ms']:.2f} ms instead of {other['latency_ms']:.2f}"]
     return ", ".join(parts)
 

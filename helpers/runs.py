@@ -35,6 +35,10 @@ class Call(NamedTuple):
 @checked
 def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
     """Return the runs of modules of a copy of ``model`` that have no parts, or something of their own."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "model must be a module whose layers can be seen, not TorchScript: give what it was made of"
+        )
     network, found, starts = laid_out(model), [], []
     modules = dict(network.named_modules())
 
@@ -133,15 +137,12 @@ def example_of(model: nn.Module, shape: Shape) -> Tensor:
     """Return random numbers for ``model``, on its device and of its type, always the same."""
     if not shape or math.prod(shape) > 2**31:
         raise ValueError(f"input_shape must be the sizes of a tensor of 1 to 2^31 numbers, got {shape}")
-    first = next(model.parameters(), torch.empty(0))
+    first = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
     return example.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else example
 
 
 def forward(model: nn.Module, example: Tensor) -> Tensor:
     """Run ``model``, or say that it does not take an input of this shape."""
-    try:
+    with refusing(f"input_shape must be one that the model takes, got {tuple(example.shape)}"):
         return model(example)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        shape = tuple(example.shape)
-        raise ValueError(f"input_shape must be one that the model takes, got {shape} ({error})") from error

@@ -261,3 +261,40 @@ def test_a_network_without_batch_normalisation_is_recalibrated_by_being_copied()
     copied = recalibrate(model, some)
     assert copied is not model
     torch.testing.assert_close(predict(copied, some), predict(model, some), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "hint"), [(3, "got 3$"), (1, r"got 1: of one logit z, .*torch.cat\(\[0 \* z, z\]")]
+)
+def test_a_network_with_fewer_logits_than_classes_is_not_counted_as_wrong(logits, hint):
+    pictures = load_data("digits").test.take(slice(0, 60))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, logits))
+    with pytest.raises(ValueError, match=f"model must give a logit for each class, 0 to 9, {hint}"):
+        evaluation.evaluate(model, pictures)
+
+
+def test_more_differing_pictures_than_pictures_are_refused():
+    with pytest.raises(
+        ValueError, match="only_first and only_second must be at most total, 3, together, got 10"
+    ):
+        evaluation.Paired(5, 5, 3)
+
+
+def test_what_cannot_be_recalibrated_is_said_of_the_model():
+    pictures = load_data("digits").test.take(slice(0, 4))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match="model must take pictures of 1 x 3 x 32 x 32 in train mode"):
+        evaluation.recalibrate(model, pictures, batch_size=1)  # there is no spread of one number
+
+
+def test_a_view_that_needs_channels_first_is_named_with_its_way_out():
+    class View(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 30 * 30, 10)
+
+        def forward(self, images):
+            return self.linear(self.conv(images).view(len(images), -1))
+
+    with pytest.raises(ValueError, match=r"model must call \.reshape where it calls \.view"):
+        evaluation.evaluate(View(), load_data("digits").test.take(slice(0, 8)))

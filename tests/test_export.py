@@ -357,3 +357,70 @@ def test_the_memory_of_a_process_is_measured_without_torch():
     """Else the baseline would be PyTorch's: the module that is run may not import it, nor may what it imports."""
     code = f"import sys, {runtimes.__name__}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0
+
+
+def test_a_file_that_takes_one_picture_at_a_time_is_asked_so(network, path, some, tmp_path):
+    proto = onnx.load(path)
+    for value in (proto.graph.input[0], proto.graph.output[0]):  # as torch.onnx.export writes it by default
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    single = tmp_path / "single.onnx"
+    onnx.save(proto, single)
+    torch.testing.assert_close(export.logits(single, some), export.logits(path, some), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="batch_size must be 1, as the file says, got 2"):
+        export.latency(single, batch_size=2, repeats=3)
+
+
+def test_a_file_of_no_set_size_is_not_timed(path, tmp_path):
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(proto, tmp_path / "open.onnx")
+    with pytest.raises(
+        ValueError, match="path must be a file that says how large its pictures are, got 3 x height x 32"
+    ):
+        export.latency(tmp_path / "open.onnx", repeats=3)
+
+
+class Squeezed(nn.Module):
+    """Of one picture it forgets that it was a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 32), nn.Linear(8, 10)
+
+    def forward(self, images):
+        return self.linear(self.conv(images).squeeze())
+
+
+def test_a_network_that_squeezes_away_a_single_picture_is_refused(some, tmp_path):
+    with pytest.raises(
+        export.ExportError, match=r"of one picture the network gives \(10,\), of two \(2, 10\)"
+    ):
+        export.to_onnx(Squeezed(), tmp_path / "squeezed.onnx", some)
+
+
+class Kept(nn.Module):
+    """What a pool makes goes on twice: at once, and through the rest of its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
+        )
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, images):
+        pooled = self.block[1](self.block[0](images))
+        return self.linear((pooled + self.block[3](self.block[2](pooled))).mean((2, 3)))
+
+
+def test_a_pool_whose_output_is_used_twice_stays_where_it_is(some, tmp_path):
+    model = Kept().eval()
+    file = export.to_onnx(model, tmp_path / "kept.onnx", some)
+    torch.testing.assert_close(export.logits(file, some), predict(model, some), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_in_a_file_of_their_own_are_counted(tmp_path):
+    (tmp_path / "own.onnx").write_bytes(bytes(100))
+    alone = export.zipped_bytes(tmp_path / "own.onnx")
+    (tmp_path / "own.onnx.data").write_bytes(np.random.default_rng(0).bytes(5_000))
+    assert export.zipped_bytes(tmp_path / "own.onnx") > alone + 5_000

@@ -466,3 +466,10 @@ def test_the_commands_are_run_in_order_and_the_last_ones_output_is_read(
         phone.run_on_phone(network, runner)
     with pytest.raises(ValueError, match=r"path must end in \.tflite, \.pte"):
         phone.phone_commands("model.onnx", runner)
+
+
+def test_a_file_in_the_place_of_a_package_stays(some, tmp_path):
+    (tmp_path / "own.mlpackage").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"own\.mlpackage is a file, and a package is a folder"):
+        export.to_coreml(untrained(), tmp_path / "own.mlpackage", some)
+    assert (tmp_path / "own.mlpackage").read_text() == "mine"

@@ -461,3 +461,11 @@ def test_formats_are_shown_in_three_panels_and_what_was_not_measured_says_so():
     (words,) = [text for text in plotting.formats(noted).axes[1].texts if text.get_text() == "with decoding"]
     assert words.xy == (11, -0.12)
     assert all(same.get_xlim()[0] < count < same.get_xlim()[1] for count in (198, 200))
+
+
+def test_formats_of_three_networks_are_all_drawn():
+    rows = [(name, 1e6, 1.0, 0.9, 1.1, 99, 100) for name in ("one", "two", "three")]
+    names = ["network", "bytes", "latency_ms", "latency_low_ms", "latency_high_ms", "agreeing", "total"]
+    figure = plotting.formats(pd.DataFrame(rows, columns=names).assign(format="ONNX"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two", "three"]
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == pytest.approx([-0.12, 0, 0.12])

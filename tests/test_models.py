@@ -1,7 +1,10 @@
 import copy
 import json
 import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -571,3 +574,43 @@ def test_masks_of_other_tools_are_refused(tmp_path):
     prune.random_unstructured(model.classifier, "weight", 0.5)
     with pytest.raises(ValueError, match=r"plain weights, but layer 'classifier' is masked: .*prune\.remove"):
         models.save(model, tmp_path / "x.safetensors")
+
+
+class Scaled(nn.Module):
+    """Its own settings are in what is no number: an array, a set, a data class."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.settings, self.linear = settings, nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@dataclass
+class Slope:
+    value: float
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda x: np.array([x]), np.float32, lambda x: {x}, Slope, lambda x: SimpleNamespace(value=x)]
+)
+def test_settings_in_arrays_sets_and_data_classes_are_told_apart(kind, tmp_path):
+    file = models.save(Scaled(kind(0.1)), tmp_path / "own.safetensors")
+    models.load(file, into=Scaled(kind(0.1)))
+    with pytest.raises(CheckpointError, match="settings"):
+        models.load(file, into=Scaled(kind(0.9)))
+
+
+def test_a_traced_network_comes_back(tmp_path):
+    def traced():
+        return torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+
+    model = traced()
+    back = models.load(models.save(model, tmp_path / "traced.safetensors"), into=traced())
+    torch.testing.assert_close(back(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_types_of_eight_bits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"dtype must be torch\.float16, .*got torch\.float8_e4m3fn"):
+        models.save(nn.Linear(4, 2), tmp_path / "eight.safetensors", torch.float8_e4m3fn)

@@ -326,3 +326,30 @@ def test_timing_leaves_the_model_as_it_was():
     profiling.profile(model, latency=True, repeats=3)
     profiling.measure_latency(model, repeats=3)
     assert not model.features[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_quantized_layers_are_not_counted_as_if_they_had_no_weights():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)).eval()
+    rounded = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    for count in (profiling.count_parameters, profiling.count_macs, profiling.profile, profiling.peak_memory):
+        with pytest.raises(ValueError, match="model must have plain weights to be counted, but layer '1"):
+            count(rounded)
+
+
+def test_a_table_of_whole_numbers_may_be_the_first_parameter():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places = nn.Parameter(torch.arange(3072), requires_grad=False)
+            self.linear = nn.Linear(3072, 10)
+
+        def forward(self, images):
+            return self.linear(images.flatten(1)[:, self.places])
+
+    assert profiling.count_macs(Chosen()) == 30_720
+
+
+def test_torchscript_is_refused_by_name():
+    scripted = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="not TorchScript"):
+        profiling.profile(scripted, (1, 3, 8, 8))

@@ -305,3 +305,21 @@ def test_a_pruner_behind_it_is_refused():
 def test_a_range_too_narrow_for_float32_has_a_grid():
     scale, zero = quantization.affine_grid(0.0, 1e-45)
     assert quantization.quantize(torch.tensor([0.0, 1e-45]), scale, zero).tolist() == [0, 0]
+
+
+def test_stored_bytes_are_read_back_as_pytorch_reads_them():
+    values = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    scale, zero_point = quantization.affine_grid(-1.0, 1.0)
+    stored = quantization.quantize(values, scale, zero_point).to(torch.uint8)  # which has no negative numbers
+    wanted = torch.quantize_per_tensor(values, scale, zero_point, torch.quint8).dequantize()
+    torch.testing.assert_close(quantization.dequantize(stored, scale, zero_point), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_to_the_nearest_level(dtype):
+    values = torch.randn(2_000).to(dtype)
+    scale, zero_point = quantization.affine_grid(float(values.min()), float(values.max()), 12)
+    wanted = (values.double() / scale + zero_point).round().clamp(0, 4095).long()
+    found = quantization.quantize(values, scale, zero_point, 12)
+    assert (found - wanted).abs().max() <= 1  # in float32, against float64: ties alone
+    assert int((found != wanted).sum()) <= 2

@@ -174,3 +174,14 @@ def test_the_page_holds_verdict_table_and_figures_and_needs_nothing_beside_it(tm
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     with pytest.raises(ValueError, match=r"path must end in \.html"):
         report.write(tmp_path / "page.txt", "t", FILES, {}, "v")
+
+
+def test_a_larger_file_is_called_larger_and_what_was_not_timed_is_left_out():
+    files = pd.DataFrame(
+        {"network": ["a", "b"], "bytes": [1_000_000, 2_000_000], "correct": [100, 90], "total": [200, 100]}
+    )
+    words = report.verdict(files.assign(latency_ms=[3.0, float("nan")]), 5.0)
+    assert (
+        "2.00 MB instead of 1.00 (2.0 times larger), 90 of 100 pictures right instead of 100 of 200" in words
+    )
+    assert "nan" not in words

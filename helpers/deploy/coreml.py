@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from helpers.data import Split, batches
 from helpers.deploy.mil import Program, UnknownOperation
 from helpers.deploy.runtimes import existing, needs, quiet
-from helpers.deploy.writing import AGREEMENT, ExportError, Pictures, example, shape_of, some, writing
+from helpers.deploy.writing import AGREEMENT, ExportError, Pictures, example, said, shape_of, some, writing
+from helpers.files import writable
 from helpers.types import Share, checked, path
 
 ON_MAC = sys.platform == "darwin"
@@ -140,7 +141,11 @@ def _answers_if_known(path: Path, pictures: Split) -> Tensor | None:
 
 
 def _answers(path: Path, pictures: Split) -> Tensor:
-    with quiet(), needs("coremltools"):
+    with (
+        said(f"{path} cannot be read by coremltools", "write it anew, with helpers.export"),
+        quiet(),
+        needs("coremltools"),
+    ):
         from coremltools.models import MLModel
 
         package = MLModel(os.fspath(path), skip_model_load=not ON_MAC)
@@ -167,7 +172,9 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
     A folder cannot replace another in one step. So the older one is first put aside, under a name with this
     process's number; whoever is killed before the second step leaves it there, and ``_mend`` puts it back.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path)
+    if path.is_file():
+        raise FileExistsError(f"{path} is a file, and a package is a folder; it was left as it is")
     _mend(path, os.getpid())  # what bears our own number is left from an earlier process of that number
     outer, older = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "older"))
     outer.mkdir()

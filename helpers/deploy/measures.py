@@ -15,8 +15,8 @@ from torch import Tensor
 
 from helpers.data import HOME
 from helpers.deploy.runtimes import existing, needs, onnx_inference, open_session, thread_count
-from helpers.deploy.writing import Pictures, answers, example
-from helpers.evaluation import Accuracy
+from helpers.deploy.writing import Pictures, answers
+from helpers.evaluation import Accuracy, right
 from helpers.profiling import time_in_turns
 from helpers.types import AnyPath, Count, Threads, by_name, checked, whole
 
@@ -44,7 +44,7 @@ def logits(
 @checked
 def accuracy(path: AnyPath, split: Pictures) -> Accuracy:
     """Measure top-1 accuracy of an exported network (.onnx, .tflite or .pte) on ``split``: see ``logits``."""
-    return Accuracy(int((logits(path, split).argmax(1) == split.likeliest).sum()), len(split))
+    return right(logits(path, split), split)
 
 
 @checked
@@ -73,8 +73,7 @@ def latencies(
     facts = {"batch": batch_size, "threads": thread_count(threads), "repeats": repeats}
     sessions = {name: open_session(file, threads) for name, file in paths.items()}
     runs = {
-        name: functools.partial(session, example(batch_size, session.shape).numpy())
-        for name, session in sessions.items()
+        name: functools.partial(session, session.example(batch_size)) for name, session in sessions.items()
     }
     return {name: timed | facts for name, timed in time_in_turns(runs, repeats).items()}
 
@@ -102,7 +101,7 @@ def peak_memory(path: AnyPath) -> dict[str, float]:
     Raises:
         RuntimeError: the process failed; the message ends with what it printed.
     """
-    open_session(path, threads=1)  # says at once what is wrong, in this process
+    open_session(path, threads=1).example(1)  # says at once what is wrong, in this process
     command = [sys.executable, "-m", "helpers.deploy.runtimes", os.fspath(path.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HOME, check=False)
     if done.returncode:
@@ -135,13 +134,13 @@ def onnx_profile(
         after it has fused what it can.
     """
     path = existing(path, ".onnx")
+    images = open_session(path, threads).example(batch_size)
     with tempfile.TemporaryDirectory() as folder, needs("onnxruntime"):
         prefix = os.fspath(Path(folder) / "profile")
         session = onnx_inference(
             path, thread_count(threads), enable_profiling=True, profile_file_prefix=prefix
         )
         taken = session.get_inputs()[0]
-        images = example(batch_size, taken.shape[1:]).numpy()
         for _ in range(1 + repeats):
             session.run(None, {taken.name: images})
         events = pd.DataFrame(json.loads(Path(session.end_profiling()).read_text("utf-8")))
@@ -172,10 +171,13 @@ def zipped_bytes(path: AnyPath) -> int:
 
     It is what a download takes. Really written, then deleted.
     """
-    files = sorted(each for each in [existing(path), *path.rglob("*")] if each.is_file())
+    weights = path.with_name(f"{path.name}.data")  # where torch.onnx.export puts them by default
+    files = sorted(each for each in [existing(path), weights, *path.rglob("*")] if each.is_file())
     with tempfile.TemporaryDirectory() as folder:
         zipped = Path(folder) / "file.zip"
-        with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        with zipfile.ZipFile(
+            zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=9, strict_timestamps=False
+        ) as archive:
             for each in files:
                 archive.write(each, each.relative_to(path.parent))
         return zipped.stat().st_size

@@ -45,9 +45,20 @@ class Session:
 
     run: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int | str, ...]
+    batch: int | str = "any"
+
+    def example(self, batch_size: int) -> np.ndarray:
+        """Return random pictures to time the file with; ValueError if it takes no such batch."""
+        if isinstance(self.batch, int) and self.batch != batch_size:
+            raise ValueError(f"batch_size must be {self.batch}, as the file says, got {batch_size}")
+        if not all(isinstance(side, int) for side in self.shape):
+            shape = " x ".join(map(str, self.shape))
+            raise ValueError(f"path must be a file that says how large its pictures are, got {shape}")
+        return np.random.default_rng(0).standard_normal((batch_size, *self.shape), dtype=np.float32)
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """Classify pictures; ValueError if they are not of the file's shape."""
+        pictures = np.asarray(pictures, dtype=np.float32)
         if any(isinstance(a, int) and a != b for a, b in zip(self.shape, pictures.shape[1:], strict=True)):
             shapes = (" x ".join(map(str, shape)) for shape in (self.shape, pictures.shape[1:]))
             raise ValueError("pictures must be {}, as the file says, got {}".format(*shapes))
@@ -103,7 +114,12 @@ def onnx_inference(path: Path | bytes, threads: int, **settings: object) -> obje
 def _onnx(path: Path, threads: int) -> Session:
     session = onnx_inference(path, threads)
     taken = session.get_inputs()[0]
-    return Session(lambda images: session.run(None, {taken.name: images})[0], tuple(taken.shape[1:]))
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {taken.name: images})[0]
+
+    batch, *shape = taken.shape
+    return Session(_one_at_a_time(run) if batch == 1 else run, tuple(shape), batch)
 
 
 def _litert(path: Path, threads: int) -> Session:
@@ -252,7 +268,7 @@ def _probe(path: str) -> dict[str, float]:
             importlib.import_module(module)
     baseline = _resident_peak()
     session = open_session(path, threads=1)
-    session(np.zeros((1, *session.shape), dtype=np.float32))
+    session(session.example(1))
     return {"peak_mb": _resident_peak(), "baseline_mb": baseline}
 
 
