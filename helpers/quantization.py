@@ -219,6 +219,7 @@ def k_means(values: tensor(1), bits: CodeBits, steps: Count = 100) -> tuple[Tens
     Returns:
         centers: 2^bits, ascending. numbers: N, int64, of each value's nearest center.
     """
+    values = values if values.is_floating_point() else values.float()  # the means are no whole numbers
     centers = torch.linspace(float(values.min()), float(values.max()), 2**bits).to(values)
     for _ in range(steps):
         numbers = torch.bucketize(values, (centers[1:] + centers[:-1]) / 2)

@@ -323,3 +323,8 @@ def test_half_precision_is_rounded_to_the_nearest_level(dtype):
     found = quantization.quantize(values, scale, zero_point, 12)
     assert (found - wanted).abs().max() <= 1  # in float32, against float64: ties alone
     assert int((found != wanted).sum()) <= 2
+
+
+def test_the_means_of_whole_numbers_are_not_rounded():
+    centers, numbers = quantization.k_means(torch.tensor([1, 2, 3, 4, 10]), bits=1)
+    assert centers.tolist() == [2.5, 10.0] and numbers.tolist() == [0, 0, 0, 0, 1]
