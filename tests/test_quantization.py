@@ -327,4 +327,5 @@ def test_half_precision_is_rounded_to_the_nearest_level(dtype):
 
 def test_the_means_of_whole_numbers_are_not_rounded():
     centers, numbers = quantization.k_means(torch.tensor([1, 2, 3, 4, 10]), bits=1)
-    assert centers.tolist() == [2.5, 10.0] and numbers.tolist() == [0, 0, 0, 0, 1]
+    assert centers.tolist() == [2.5, 10.0]
+    assert numbers.tolist() == [0, 0, 0, 0, 1]
