@@ -148,9 +148,12 @@ def _real(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise PydanticCustomError("float_type", "be a number")
     try:
-        return float(value)
-    except OverflowError:  # a whole number of too many digits
-        return math.inf
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise PydanticCustomError("finite_number", "be a finite number")
+    return found
 
 
 def whole(low: int, high: int = LARGEST) -> Any:
@@ -160,7 +163,7 @@ def whole(low: int, high: int = LARGEST) -> Any:
 
 def real(**bounds: float) -> Any:
     """Return the type of finite numbers within ``bounds`` (gt, ge, lt, le)."""
-    return Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False, **bounds)]
+    return Annotated[float, BeforeValidator(_real), Field(**bounds)]
 
 
 Whole, Count, Seed, Threads, Bits = whole(0), whole(1), whole(0, 2**32 - 1), whole(1, 1024), whole(2, 16)
