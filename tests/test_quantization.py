@@ -329,3 +329,13 @@ def test_the_means_of_whole_numbers_are_not_rounded():
     centers, numbers = quantization.k_means(torch.tensor([1, 2, 3, 4, 10]), bits=1)
     assert centers.tolist() == [2.5, 10.0]
     assert numbers.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_one_scale_is_clipped_where_all_channels_together_lose_least():
+    weight = torch.cat([torch.randn(3, 200), 0.1 * torch.randn(3, 200)])
+    weight[0, 0] = 9.0  # far beyond the others
+    levels, scale = quantization.symmetric_grid(weight, 3, per_channel=False, clip=True)
+    steps = [share / 20 * 9.0 / 3 for share in range(1, 21)]
+    errors = [((weight / step).round().clamp(-3, 3) * step - weight).square().sum() for step in steps]
+    torch.testing.assert_close(scale, torch.full((6, 1), steps[int(torch.stack(errors).argmin())]))
+    assert int(levels.abs().max()) == 3
