@@ -83,18 +83,26 @@ def listed(names: Sequence[str], bench: Bench) -> str:
     return "\n".join(lines)
 
 
-OPTIONS = {  # of the command line, as argparse takes them; the first of ``choices`` is the default
+OPTIONS: dict[str, dict] = {  # of the command line, as argparse takes them
     "--list": {"action": "store_true", "help": "say what there is and what it takes; run nothing"},
     "--measure": {"action": "store_true", "help": "measure the networks that are there anew, untrained"},
     "--seeds": {"type": int, "nargs": "+", "help": "default: the recipe's"},
     "--epochs": {"type": int, "help": "default: the recipe's; asks for --out"},
-    "--budget": {"choices": ("cpu", "gpu"), "help": "gpu: recipes that say how long a GPU can train them"},
+    "--budget": {
+        "choices": ("cpu", "gpu"),
+        "default": "cpu",
+        "help": "gpu: recipes that say how long a GPU can train them",
+    },
     "--formats": {"nargs": "+", "choices": EVERYWHERE, "default": (), "help": "these alone; the rest later"},
-    "--data": {"choices": ("cifar10", "digits"), "help": "digits is a trial; asks for --out"},
+    "--data": {
+        "choices": ("cifar10", "digits"),
+        "default": "cifar10",
+        "help": "digits is a trial; asks for --out",
+    },
     "--out": {"type": Path, "help": "folder for rows and networks; default: data/ and build/ here"},
-    "--device": {"choices": ("auto", "cpu"), "help": "auto: the GPU if there is one"},
+    "--device": {"choices": ("auto", "cpu"), "default": "auto", "help": "auto: the GPU if there is one"},
     "--workers": {"type": int, "default": 1, "help": "runs side by side, each in a process"},
-    "--engine": {"choices": ("here", "ray")},
+    "--engine": {"choices": ("here", "ray"), "default": "here"},
     "--address": {"help": "of a running Ray cluster; default: one is started here"},
 }
 
@@ -106,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("names", nargs="*", metavar="name", help=f"recipes (see --list) or {', '.join(MORE)}")
     for option, settings in OPTIONS.items():
-        line.add_argument(option, **{"default": settings.get("choices", (None,))[0]} | settings)
+        line.add_argument(option, **settings)
     return line
 
 

@@ -125,7 +125,7 @@ STUDENTS = {
     "micro12_shuffled": Recipe(fit=STUDENT, told=Shuffled, **PAIRS | TAUGHT | {"epochs": 6}),
 }
 # fresh answers: the teacher is asked about each picture as it is shown (Beyer 2022, section 3)
-FRESH = {"recorded": False, "fit": {"batch_size": 128, "lr": 0.01, "warmup": 0.05, "cutout": 8}}
+FRESH = {"recorded": False, "fit": {"batch_size": 128, "warmup": 0.05, "cutout": 8}}
 COMPRESSED = {
     "zeros95": slowly(0.01, 2, callbacks=gradual(0.95, end=0.3), file="vgg19_zeros95"),
     "zeros95_patient": slowly(
