@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.types import Names, Network, checked, shown
 
+SCRIPTED = "is TorchScript, whose layers cannot be seen: give the module that it was made of"
+
 
 def logits_of(output: object) -> Tensor:
     """Return the logits among what a network puts out.
@@ -56,7 +58,7 @@ def check_plain(model: nn.Module) -> None:
 
 def _not_plain(layer: nn.Module) -> str:
     if isinstance(layer, torch.jit.ScriptModule):
-        return "is TorchScript: give the module that it was made of"
+        return SCRIPTED
     parameters = layer._parameters
     if parametrize.is_parametrized(layer):
         own = next(iter(layer.parametrizations))

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.networks import outputs, refusing
+from helpers.networks import SCRIPTED, outputs, refusing
 from helpers.types import Network, Shape, by_name, checked
 
 PICTURE = (1, 3, 32, 32)
@@ -36,9 +36,7 @@ class Call(NamedTuple):
 def calls(model: Network, input_shape: Shape = PICTURE) -> list[Call]:
     """Return the runs of modules of a copy of ``model`` that have no parts, or something of their own."""
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "model must be a module whose layers can be seen, not TorchScript: give what it was made of"
-        )
+        raise ValueError(f"model must be plain PyTorch, but it {SCRIPTED}")
     network, found, starts = laid_out(model), [], []
     modules = dict(network.named_modules())
 

@@ -351,5 +351,5 @@ def test_a_table_of_whole_numbers_may_be_the_first_parameter():
 
 def test_torchscript_is_refused_by_name():
     scripted = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="not TorchScript"):
+    with pytest.raises(ValueError, match="it is TorchScript"):
         profiling.profile(scripted, (1, 3, 8, 8))
