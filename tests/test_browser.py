@@ -131,8 +131,7 @@ def _behind_the_slider(cells):
     kept, wanted = [], set()
     for cell in reversed([cell for cell in cells[: last + 1] if cell.cell_type == "code"]):
         tree = ast.parse(cell.source)
-        given = {alias.asname or alias.name for node in ast.walk(tree) for alias in getattr(node, "names", ())
-                 if isinstance(alias, ast.alias)}  # fmt: skip
+        given = {node.asname or node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
         given |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
         given |= {name.id for name in names if isinstance(name.ctx, ast.Store)}

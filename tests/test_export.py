@@ -359,7 +359,7 @@ def test_the_memory_of_a_process_is_measured_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=HOME).returncode == 0
 
 
-def test_a_file_that_takes_one_picture_at_a_time_is_asked_so(network, path, some, tmp_path):
+def test_a_file_that_takes_one_picture_at_a_time_is_asked_so(path, some, tmp_path):
     proto = onnx.load(path)
     for value in (proto.graph.input[0], proto.graph.output[0]):  # as torch.onnx.export writes it by default
         value.type.tensor_type.shape.dim[0].dim_value = 1
